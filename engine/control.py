@@ -1,0 +1,152 @@
+"""The control socket of a running engine, RUN_DIR/control.sock (root's alone, 0600), and its client.
+
+One connection, one request, one reply, each a line of JSON: {"command": "status"} or {"command": "stop"}.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+__all__ = ["ControlServer", "EngineStatus", "NotRunning", "Reply", "Request", "WorkerStatus", "ask"]
+
+REPLY_MAX = 16 * 1024 * 1024
+REQUEST_MAX = 64 * 1024
+CLIENT_TIMEOUT = 15.0  # seconds; stopping takes the longest
+
+
+class Request(msgspec.Struct, frozen=True):
+    """What a client may ask."""
+
+    command: Literal["status", "stop"]
+
+
+class WorkerStatus(msgspec.Struct, kw_only=True):
+    """One worker, as its counters in shared memory stand now."""
+
+    index: int
+    pid: int | None
+    state: str
+    restarts: int
+    uptime: float
+    """Seconds since this incarnation was started."""
+    flows: int
+    """TCP connections and UDP associations now."""
+    tcp_active: int
+    tcp_opened: int
+    udp_active: int
+    udp_opened: int
+    connect_failed: int
+    packets_in: int
+    bytes_in: int
+    packets_out: int
+    bytes_out: int
+    tcp_retransmits: int
+    drops: dict[str, int]
+    """Reason -> packets, without the zeros."""
+
+
+class EngineStatus(msgspec.Struct, kw_only=True):
+    """The whole engine."""
+
+    version: str
+    pid: int
+    uptime: float
+    interface: str
+    mtu: int
+    offload: list[str]
+    proxy: str
+    udp: str
+    """Whether the upstream relays UDP: "unknown", "yes", or "no: reason"."""
+    packets_in: int
+    """Packets read from the tun by the master."""
+    bytes_in: int
+    drops: dict[str, int]
+    """Of the master: reason -> packets, without the zeros."""
+    tun_dropped: int
+    """Packets that the kernel dropped because the tun's queue was full."""
+    pool_slots: int
+    pool_free: int
+    workers: list[WorkerStatus]
+
+
+class Reply(msgspec.Struct, omit_defaults=True):
+    """Exactly one field is set."""
+
+    status: EngineStatus | None = None
+    ok: bool | None = None
+    error: str | None = None
+
+
+class NotRunning(Exception):
+    """No engine listens on that control socket; the text is one sentence for the user."""
+
+
+class ControlServer:
+    """Listens on `path`; `handle` answers a request."""
+
+    def __init__(self, path: Path, handle: Callable[[Request], Awaitable[Reply]]) -> None:
+        self._path = path
+        self._handle = handle
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Raises OSError when the socket cannot be made."""
+        self._path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        old_mask = os.umask(0o177)
+        try:
+            listener.bind(str(self._path))
+        except OSError:
+            listener.close()
+            raise
+        finally:
+            os.umask(old_mask)
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=REQUEST_MAX)
+
+    async def stop(self) -> None:
+        """Close; connections that wait for a reply are closed with the loop."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await reader.readline()
+            try:
+                reply = await self._handle(msgspec.json.decode(line, type=Request))
+            except (msgspec.MsgspecError, RecursionError) as error:
+                reply = Reply(error=f"not a request: {error}")
+            writer.write(msgspec.json.encode(reply) + b"\n")
+            await writer.drain()
+        except (OSError, ValueError):
+            pass  # the client went away, or sent a line without end
+        finally:
+            writer.close()
+
+
+def ask(run_dir: Path, request: Request) -> Reply:
+    """Send `request` to the engine of `run_dir` and return its reply. Raises NotRunning."""
+    path = run_dir / "control.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(CLIENT_TIMEOUT)
+        try:
+            client.connect(str(path))
+            client.sendall(msgspec.json.encode(request) + b"\n")
+            data = client.makefile("rb").readline(REPLY_MAX)
+        except PermissionError:
+            raise NotRunning(f"{path} is root's: ask again with sudo") from None
+        except TimeoutError:
+            raise NotRunning(f"the engine behind {path} does not answer") from None
+        except OSError:
+            raise NotRunning(f"no engine is running (nothing listens on {path})") from None
+    if not data:
+        raise NotRunning(f"the engine behind {path} went away")
+    try:
+        return msgspec.json.decode(data, type=Reply)
+    except msgspec.MsgspecError:
+        raise NotRunning(f"what listens on {path} does not answer like an engine of this version") from None

@@ -1,0 +1,234 @@
+"""tun -> flow key -> shard -> ring -> doorbell. The master's packet path; everything a packet meets is in this file.
+
+    1. `read_batch` runs when the tun is readable and reads up to BATCH packets, each straight into a free pool slot
+    2. the flow key is cut out of the packet with one unpack (`flow_key` for the rare shapes), and hashed
+    3. a small packet is copied into the shard's ring and its slot stays free; a large one is handed over in its slot
+    4. a shard that sleeps is woken: at once for a large packet, at the end of the batch for small ones
+    5. slots that the workers are done with come back over the free rings
+
+Nothing here waits: a full ring or an empty pool drops the packet and counts it.
+
+The hash is Python's own over bytes: SipHash with a key drawn per process (unless PYTHONHASHSEED fixes it), so nobody
+outside can aim flows at one worker. It is salted as well, for the case that it is fixed.
+"""
+
+import os
+from struct import Struct
+from time import monotonic
+
+from engine.flow import Fragment, Malformed, flow_key
+from engine.fragments import Reassembler
+from shared.metrics import Cell, Counters
+from shared.pool import Pool
+from shared.ring import INLINE_MAX, Ring
+from shared.wire.virtio import HEADER_LEN
+
+__all__ = ["Ingress", "Shard"]
+
+BATCH = 64
+"""Packets read before the loop may serve other descriptors (signals, control socket)."""
+
+HELD_PER_FREE = 2
+"""A shard may hold this many slots for each free one, so that a worker that hangs cannot take the pool from the others:
+the dynamic threshold of shared-memory switches (Choudhury and Hahne, 1998). One hanging worker holds 2/3 of the slots."""
+
+# From the virtio header on: IPv4 version+IHL, fragment field, protocol, then addresses and ports in one piece.
+_IPV4 = Struct(f"!{HEADER_LEN}x B5xHxB2x 12s")
+# IPv6 version, next header, then addresses and ports in one piece.
+_IPV6 = Struct(f"!{HEADER_LEN}x B5xBx 36s")
+_SHORTEST = HEADER_LEN + 20 + 8
+_TCP, _UDP = 6, 17
+
+
+class Shard:
+    """The master's ends of one worker: the ring to it, the ring of slots back, its doorbell."""
+
+    def __init__(self, ring: Ring, free_ring: Ring, doorbell: int) -> None:
+        self.ring = ring
+        self.free_ring = free_ring
+        self.doorbell = doorbell  # eventfd
+
+    def wake(self) -> bool:
+        """Ring the doorbell if the worker sleeps; returns whether it was rung."""
+        if self.ring.must_wake():
+            os.eventfd_write(self.doorbell, 1)
+            return True
+        return False
+
+    def close(self) -> None:
+        """Let go of the shared memory (not of the doorbell)."""
+        self.ring.close()
+        self.free_ring.close()
+
+
+class Ingress:
+    """Reads the tun and hands packets to `shards`. `counters` is the master's row of the shared counters."""
+
+    def __init__(self, tun_fd: int, pool: Pool, shards: list[Shard], counters: Counters, *, virtio: bool) -> None:
+        self._fd = tun_fd
+        self._pool = pool
+        self._shards = shards
+        self._counters = counters
+        self._reassembler = Reassembler()
+        self._salt = os.urandom(8)
+        self._offset = 0 if virtio else HEADER_LEN  # without virtio header the packet goes behind a header of zeros
+        # The last slot is never handed over: it takes what is read while the pool is empty.
+        self._spare = pool.layout.slots - 1
+        self._free = list(range(self._spare))[::-1]  # LIFO: the slot used last is the one still in the cache
+        self._owner: dict[int, int] = {}  # slot that is not free -> shard that holds it
+        self._held = [0] * len(shards)  # slots per shard
+        self._targets = [[view[self._offset :]] for view in pool.slots]
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that no worker holds: on the free list, or on their way back to it."""
+        return len(self._free) + sum(len(shard.free_ring) for shard in self._shards)
+
+    def close(self) -> None:
+        """Let go of the shared memory, the shards' too; the tun and the doorbells stay open."""
+        for shard in self._shards:
+            shard.close()
+        for (target,) in self._targets:
+            target.release()
+
+    def read_batch(self) -> None:
+        """Dispatch what the tun has, at most BATCH packets. Raises OSError when the tun is gone (EBADFD)."""
+        fd, targets, free, slots, shards = self._fd, self._targets, self._free, self._pool.slots, self._shards
+        offset, salt, count = self._offset, self._salt, len(shards)
+        readv, ipv4, ipv6 = os.readv, _IPV4.unpack_from, _IPV6.unpack_from
+        packets = total = 0
+        woken: set[int] = set()
+        failure: OSError | None = None
+        self._reclaim()
+        while packets < BATCH:
+            slot = free[-1] if free else self._spare
+            try:
+                length = readv(fd, targets[slot]) + offset
+            except BlockingIOError:
+                break
+            except OSError as error:
+                failure = error  # for later: what was read before it is to be handed over and counted
+                break
+            packets += 1
+            total += length
+            packet = slots[slot]
+            # The three common shapes; a packet too short for the unpack meets stale bytes and is refused by the worker.
+            version, fragment, protocol, key = ipv4(packet)
+            if version == 0x45 and length >= _SHORTEST and protocol == _TCP and not fragment & 0x3FFF:
+                index = hash(salt + key) % count
+            elif version == 0x45 and length >= _SHORTEST and protocol == _UDP and not fragment & 0x3FFF:
+                index = hash(salt + key[:4] + key[8:10]) % count
+            else:
+                version, protocol, key = ipv6(packet)
+                if version >> 4 == 6 and length >= _SHORTEST + 20 and protocol == _TCP:
+                    index = hash(salt + key) % count
+                elif version >> 4 == 6 and length >= _SHORTEST + 20 and protocol == _UDP:
+                    index = hash(salt + key[:16] + key[32:34]) % count
+                else:
+                    self._dispatch_rare(packet[:length])
+                    continue
+            shard = shards[index]
+            if length <= INLINE_MAX:
+                if shard.ring.push_inline(packet[:length]):
+                    woken.add(index)
+                else:
+                    self._counters[Cell.DROP_RING_FULL] += 1
+            else:
+                self._push_slot(index, length, slot)
+        for index in woken:
+            self._wake(index)
+        self._counters[Cell.PACKETS_IN] += packets
+        self._counters[Cell.BYTES_IN] += total - packets * HEADER_LEN
+        self._counters[Cell.WAKEUPS] += 1
+        if failure is not None:
+            raise failure
+
+    def reset_shard(self, index: int, shard: Shard) -> None:
+        """Put `shard` in the place of a dead worker's and take back the slots that it held."""
+        self._shards[index].close()
+        self._shards[index] = shard
+        for slot in [slot for slot, owner in self._owner.items() if owner == index]:
+            self._take_back(slot, index)
+
+    def expire(self) -> None:
+        """Drop fragments whose time is up; called every few seconds."""
+        self._reassembler.expire(monotonic())
+        self._count_fragments()
+
+    def _reclaim(self) -> None:
+        owner = self._owner
+        for index, shard in enumerate(self._shards):
+            ring = shard.free_ring
+            item = ring.pull()
+            if item is None:
+                continue
+            while item is not None:
+                slot = item[2]
+                if owner.get(slot) == index:  # a worker cannot return what it was not given
+                    self._take_back(slot, index)
+                item = ring.pull()
+            ring.release()
+
+    def _take_back(self, slot: int, index: int) -> None:
+        del self._owner[slot]
+        self._held[index] -= 1
+        self._free.append(slot)
+
+    def _push_slot(self, index: int, length: int, slot: int) -> None:
+        """Hand the packet in `slot`, the next free one or the spare, to a shard."""
+        if slot == self._spare or self._held[index] > HELD_PER_FREE * len(self._free):
+            self._counters[Cell.DROP_POOL_EMPTY] += 1
+        elif self._shards[index].ring.push(length, slot):
+            self._free.pop()
+            self._owner[slot] = index
+            self._held[index] += 1
+            self._wake(index)
+        else:
+            self._counters[Cell.DROP_RING_FULL] += 1
+
+    def _wake(self, index: int) -> None:
+        if self._shards[index].wake():
+            self._counters[Cell.DOORBELLS] += 1
+
+    def _dispatch_rare(self, packet: memoryview) -> None:
+        """Fragments, IP options, extension headers, ICMP, garbage."""
+        try:
+            key = flow_key(packet)
+        except Malformed:
+            self._counters[Cell.DROP_MALFORMED] += 1
+            return
+        except Fragment:
+            whole = self._reassembler.add(packet, monotonic())
+            self._count_fragments()
+            if whole is not None:
+                self._counters[Cell.FRAGMENTS_REASSEMBLED] += 1
+                self._dispatch_whole(memoryview(whole))
+            return
+        self._hand_over(packet, key)
+
+    def _dispatch_whole(self, packet: memoryview) -> None:
+        """A packet made of fragments."""
+        try:
+            key = flow_key(packet)
+        except (Malformed, Fragment):  # fragments within fragments are garbage
+            self._counters[Cell.DROP_MALFORMED] += 1
+            return
+        self._hand_over(packet, key)
+
+    def _hand_over(self, packet: memoryview, key: bytes) -> None:
+        """Push a packet that was read into the next free slot, or one that lies outside the pool."""
+        index = hash(self._salt + key) % len(self._shards)
+        length = len(packet)
+        if length > INLINE_MAX:
+            slot = self._free[-1] if self._free else self._spare
+            if packet.obj is not self._pool.slots[slot].obj:  # made of fragments, or else it lies in `slot` already
+                self._pool.slots[slot][:length] = packet
+            self._push_slot(index, length, slot)
+        elif self._shards[index].ring.push_inline(packet):
+            self._wake(index)
+        else:
+            self._counters[Cell.DROP_RING_FULL] += 1
+
+    def _count_fragments(self) -> None:
+        self._counters[Cell.DROP_FRAGMENT] += self._reassembler.dropped
+        self._reassembler.dropped = 0

@@ -1,0 +1,291 @@
+"""Composition root of the master: opens everything in order, runs, and undoes it in reverse.
+
+    run directory, lock -> tun -> shared memory -> guardian -> workers -> addresses, routes and rules -> ingress -> control socket
+
+The guardian is started before the first change to the network and restores it when the master is gone in any way.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import resource
+import secrets
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic
+from typing import Literal
+
+from engine.control import ControlServer, EngineStatus, Reply, Request, WorkerStatus
+from engine.ingress import Ingress
+from engine.netconf import Network
+from engine.netconf.plan import build_plan
+from engine.notify import notify
+from engine.run_dir import lock_run_dir
+from engine.supervisor import Supervisor
+from engine.tun import Offload, TunDevice, open_tun
+from shared.config import ProxyConfig, StackConfig, WorkerConfig
+from shared.metrics import DROPS, Cell, Counters
+from shared.pool import Pool, PoolLayout
+
+__all__ = ["EngineFailed", "StartOptions", "run_engine"]
+
+log = logging.getLogger(__name__)
+
+WORKER_UID = 60922
+"""Numeric user of the workers, in a range that systemd leaves unused (60578 to 61183); it needs no account. Their sockets
+are told from all others by it, so that no capability is needed to keep them out of the tun."""
+FWMARK = 0x74756E
+"""Mark of our sockets where the workers cannot change their user."""
+TUN_ADDRESSES = ("198.18.0.1/30", "fdfe:dcba:9876::1/126")
+"""The tun's own: of the benchmarking range (RFC 2544), which no LAN and no container network uses, and a unique local one."""
+SLOTS = 512
+"""Packets above 2 KiB that may be on their way to workers, 68 KiB of (not yet touched) memory each."""
+RING_ENTRIES = 1024
+"""Packets that may wait for one worker."""
+EXPIRE_INTERVAL = 5.0  # seconds between looks for fragments whose time is up
+
+
+class EngineFailed(Exception):
+    """The engine cannot go on; the text is one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartOptions:
+    """What the command line says."""
+
+    proxy: ProxyConfig
+    """With its addresses resolved."""
+    workers: int
+    interface: str
+    """Empty: the kernel's choice, tunN."""
+    mtu: int
+    auto_route: bool
+    offload: Offload
+    run_dir: Path
+    log_level: str
+    log_format: Literal["text", "json"]
+
+
+async def run_engine(options: StartOptions) -> None:
+    """Run until SIGINT, SIGTERM or `engine stop`, then put everything back.
+
+    Raises EngineFailed, TunError, NetworkError or WorkerFailed; by then everything is put back as well.
+    """
+    async with AsyncExitStack() as undo:
+        await _Master(options).run(undo)
+
+
+class _Master:
+    """What a running engine consists of."""
+
+    tun: TunDevice
+    pool: Pool
+    supervisor: Supervisor
+    ingress: Ingress
+
+    def __init__(self, options: StartOptions) -> None:
+        self.options = options
+        self.started_at = monotonic()
+        self.udp = "unknown"
+        self.failure: EngineFailed | None = None
+        self.stopped = asyncio.Event()  # asked to stop
+        self.loop = asyncio.get_running_loop()
+
+    async def run(self, undo: AsyncExitStack) -> None:
+        options = self.options
+        undo.enter_context(lock_run_dir(options.run_dir))
+        _raise_file_limit()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.loop.add_signal_handler(number, self.stopped.set)
+        self.loop.add_signal_handler(
+            signal.SIGHUP, lambda: log.info("nothing to reload: started without a configuration file")
+        )
+
+        self.tun = open_tun(options.interface, mtu=options.mtu, offload=options.offload)
+        undo.callback(self.tun.close)
+        layout = PoolLayout(options.workers, SLOTS, RING_ENTRIES)
+        self.pool = Pool.create(layout)
+        undo.callback(self.pool.close)
+        network = Network(options.run_dir)
+        await network.start_guardian()
+        undo.push_async_callback(network.restore)
+
+        await self._start_workers(layout, undo)
+        remarks = await network.apply(
+            build_plan(
+                interface=self.tun.name,
+                mtu=self.tun.mtu,
+                addresses=TUN_ADDRESSES,
+                auto_route=options.auto_route,
+                upstreams=options.proxy.addresses,
+                own_uid=WORKER_UID,
+                own_mark=FWMARK,
+            )
+        )
+        for remark in remarks:
+            log.warning("%s", remark)
+        self._start_ingress(undo)
+        server = ControlServer(options.run_dir / "control.sock", self._on_request)
+        await server.start()
+        undo.push_async_callback(server.stop)
+
+        offload = "+".join(self.tun.features) or "no offload"
+        log.info(
+            "ready: %s carries all traffic to %s with %d workers (mtu %d, %s)",
+            self.tun.name, options.proxy, options.workers, self.tun.mtu, offload,
+        )  # fmt: skip
+        notify("READY=1")
+        await self.stopped.wait()
+        notify("STOPPING=1")
+        log.info("stopping")
+        if self.failure is not None:
+            raise self.failure
+
+    async def _start_workers(self, layout: PoolLayout, undo: AsyncExitStack) -> None:
+        options = self.options
+        own_user = _may_become(WORKER_UID)
+        config = WorkerConfig(
+            index=0,
+            workers=options.workers,
+            slots=layout.slots,
+            ring_entries=layout.ring_entries,
+            proxy=options.proxy,
+            stack=StackConfig(mtu=self.tun.mtu, offload=self.tun.offload),
+            uid=WORKER_UID if own_user else None,
+            mark=None if own_user else FWMARK,
+            secret=secrets.token_bytes(16),
+            log_level=options.log_level,
+            log_format=options.log_format,
+        )
+        self.supervisor = Supervisor(config, pool=self.pool, tun_fd=self.tun.fd, on_udp_support=self._on_udp_support)
+        undo.push_async_callback(self.supervisor.stop)
+        await self.supervisor.start()
+
+    def _start_ingress(self, undo: AsyncExitStack) -> None:
+        shards = [self.supervisor.shard(i) for i in range(self.options.workers)]
+        self.ingress = Ingress(
+            self.tun.fd, self.pool, shards, self.pool.counters[self.options.workers], virtio=self.tun.offload
+        )
+        undo.callback(self.ingress.close)
+        self.supervisor.ingress = self.ingress
+        self.loop.add_reader(self.tun.fd, self._on_tun_readable)
+        undo.callback(self.loop.remove_reader, self.tun.fd)
+        undo.callback(_every(self.loop, EXPIRE_INTERVAL, self.ingress.expire))
+
+    def _on_tun_readable(self) -> None:
+        try:
+            self.ingress.read_batch()
+        except OSError as error:
+            if error.errno == errno.EIO:
+                return  # the interface is down; it may come up again
+            self.loop.remove_reader(self.tun.fd)
+            self.failure = EngineFailed(
+                f"the interface {self.tun.name} is gone ({error.strerror}): somebody deleted it"
+            )
+            self.stopped.set()
+
+    def _on_udp_support(self, worker: int, supported: bool, reason: str) -> None:
+        state = "yes" if supported else f"no: {reason}"
+        if state != self.udp:
+            self.udp = state
+            if supported:
+                log.info("the proxy relays UDP")
+            else:
+                log.warning(
+                    "the proxy does not relay UDP (%s): datagrams are refused with ICMP port unreachable", reason
+                )
+
+    async def _on_request(self, request: Request) -> Reply:
+        if request.command == "stop":
+            self.stopped.set()
+            return Reply(ok=True)
+        return Reply(status=self._status())
+
+    def _status(self) -> EngineStatus:
+        row = self.pool.counters[self.options.workers]
+        return EngineStatus(
+            version=version("tunloom"),
+            pid=os.getpid(),
+            uptime=monotonic() - self.started_at,
+            interface=self.tun.name,
+            mtu=self.tun.mtu,
+            offload=list(self.tun.features),
+            proxy=str(self.options.proxy),
+            udp=self.udp,
+            packets_in=row[Cell.PACKETS_IN],
+            bytes_in=row[Cell.BYTES_IN],
+            drops=_drops(row),
+            tun_dropped=_tun_dropped(self.tun.name),
+            pool_slots=self.pool.layout.slots,
+            pool_free=self.ingress.free_slots,
+            workers=[self._worker_status(i) for i in range(self.options.workers)],
+        )
+
+    def _worker_status(self, index: int) -> WorkerStatus:
+        worker, row = self.supervisor.workers[index], self.pool.counters[index]
+        return WorkerStatus(
+            index=index,
+            pid=worker.pid,
+            state=worker.state.value,
+            restarts=worker.restarts,
+            uptime=monotonic() - worker.started_at,
+            flows=row[Cell.TCP_ACTIVE] + row[Cell.UDP_ACTIVE],
+            tcp_active=row[Cell.TCP_ACTIVE],
+            tcp_opened=row[Cell.TCP_OPENED],
+            udp_active=row[Cell.UDP_ACTIVE],
+            udp_opened=row[Cell.UDP_OPENED],
+            connect_failed=row[Cell.CONNECT_FAILED],
+            packets_in=row[Cell.PACKETS_IN],
+            bytes_in=row[Cell.BYTES_IN],
+            packets_out=row[Cell.PACKETS_OUT],
+            bytes_out=row[Cell.BYTES_OUT],
+            tcp_retransmits=row[Cell.TCP_RETRANSMITS],
+            drops=_drops(row),
+        )
+
+
+def _drops(row: Counters) -> dict[str, int]:
+    return {reason: row[cell] for cell, reason in DROPS.items() if row[cell]}
+
+
+def _raise_file_limit() -> None:
+    """Each TCP flow is one descriptor in its worker: ask for as many as the hard limit allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _may_become(uid: int) -> bool:
+    """Whether `uid` exists in this user namespace (it may not in a rootless container; user_namespaces(7))."""
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        first, _, count = map(int, line.split())
+        if first <= uid < first + count:
+            return True
+    return False
+
+
+def _tun_dropped(name: str) -> int:
+    """Packets the kernel dropped since the tun's queue was full: transmit drops in /proc/net/dev (of our namespace)."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        interface, colon, fields = line.partition(":")
+        if colon and interface.strip() == name:
+            return int(fields.split()[11])
+    return 0
+
+
+def _every(loop: asyncio.AbstractEventLoop, interval: float, call: Callable[[], None]) -> Callable[[], None]:
+    """Call `call` every `interval` seconds; returns what ends it."""
+
+    handle: asyncio.TimerHandle
+
+    def tick() -> None:
+        nonlocal handle
+        handle = loop.call_later(interval, tick)
+        call()
+
+    handle = loop.call_later(interval, tick)
+    return lambda: handle.cancel()

@@ -1,0 +1,50 @@
+"""`python -m engine.netconf apply|undo --run-dir DIR`: the short-lived process that changes the network.
+
+apply   reads a NetworkPlan as JSON from standard input; prints remarks, one a line. `--guard-fd N` is the reading end of a
+        pipe whose writer is the master: once that is gone, nothing is changed any more.
+undo    restores what the journal holds, and prints the number of changes undone; harmless when repeated.
+
+Exit codes: 0 done, 1 failed, 2 usage, 3 not permitted; on failure one sentence on standard error.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import msgspec
+
+from engine.netconf import EXIT_NOT_PERMITTED, NetworkError
+from engine.netconf.linux import apply, undo
+from engine.netconf.plan import NetworkPlan
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m engine.netconf")
+    commands = parser.add_subparsers(dest="command", required=True)
+    apply_parser = commands.add_parser("apply")
+    apply_parser.add_argument("--run-dir", type=Path, required=True)
+    apply_parser.add_argument("--guard-fd", type=int)
+    undo_parser = commands.add_parser("undo")
+    undo_parser.add_argument("--run-dir", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "apply":
+            plan = msgspec.json.decode(sys.stdin.buffer.read(), type=NetworkPlan)
+            for remark in apply(plan, options.run_dir, guard_fd=options.guard_fd):
+                print(remark)
+        else:
+            print(undo(options.run_dir))
+    except msgspec.MsgspecError as error:
+        print(f"The network plan on standard input cannot be read: {error}.", file=sys.stderr)
+        return 2
+    except NetworkError as error:
+        print(error, file=sys.stderr)
+        return EXIT_NOT_PERMITTED if error.not_permitted else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

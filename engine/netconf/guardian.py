@@ -1,0 +1,62 @@
+"""`python -m engine.netconf.guardian --run-dir DIR --fd N`: restores the network when the master is gone.
+
+The master starts it before the first change and holds the other end of the pipe N. End of file means that the master is
+gone, in any way; "undo" means that it stops. Both take the same path, so a crash is undone as well as a clean stop.
+
+It imports next to nothing until then: it waits for days, and pyroute2 alone would double its size.
+"""
+
+import os
+import signal
+import sys
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str]) -> int:
+    """Wait, restore, tell; return the exit code."""
+    match arguments:
+        case ["--run-dir", run_dir, "--fd", number] if number.isdecimal():
+            pass
+        case _:
+            print("usage: python -m engine.netconf.guardian --run-dir DIR --fd N", file=sys.stderr)
+            return 2
+    # Whoever stops the engine signals its whole group, or everything in its cgroup; the network is restored after that.
+    for number_of_signal in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number_of_signal, signal.SIG_IGN)
+    run_dir = os.path.abspath(run_dir)
+    os.chdir("/")  # to be in no one's way when a file system is unmounted
+    _write(1, "ready")
+    os.read(int(number), 16)  # blocks until "undo" or end of file
+    problem = _restore(run_dir)
+    if not _write(1, problem or "done"):  # the master cannot hear it any more: tell the user
+        remedy = f"{problem} Run `engine repair`." if problem else "the network is as it was before."
+        _write(2, f"engine: the master is gone; {remedy}")
+    return 1 if problem else 0
+
+
+def _restore(run_dir: str) -> str:
+    """Undo the journal; return a sentence on what went wrong, empty when all is well."""
+    from pathlib import Path
+
+    from engine.netconf import NetworkError
+    from engine.netconf.linux import undo
+
+    try:
+        undo(Path(run_dir))
+    except NetworkError as error:
+        return str(error)
+    return ""
+
+
+def _write(fd: int, line: str) -> bool:
+    """Write one line; False when nobody reads it."""
+    try:
+        os.write(fd, line.encode() + b"\n")
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""RUN_DIR/network.journal: every change of the network, on disk before it is made, so that it can always be undone.
+
+JSON lines, each written with one `write` and fsync'd:
+
+    {"type":"owner", ...}                              whose network it is: see Owner
+    {"type":"recorded","number":1,"change":{...}}      about to be made, with everything that undoes it
+    {"type":"settled","number":1}                      undone, or never made: not to be touched again
+
+A change counts as made from the moment it is recorded: a crash between the two leaves a record whose undo finds nothing,
+which is harmless. The file is removed when nothing is pending. Whoever has it open holds an exclusive lock on it, so a
+guardian that has to undo waits for a helper that is still applying.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from engine.netconf import NetworkError
+from engine.netconf.plan import Change
+
+__all__ = ["Journal", "Owner", "open_journal"]
+
+JOURNAL_NAME = "network.journal"
+
+
+class Owner(msgspec.Struct, frozen=True, kw_only=True, tag="owner"):
+    """Where the changes were made: names and numbers mean something else in another namespace or after a reboot."""
+
+    interface: str
+    index: int
+    """Interface index: a later interface of the same name has another."""
+    namespace: int
+    """Inode of the network namespace."""
+    boot: str
+    """/proc/sys/kernel/random/boot_id."""
+
+
+class Recorded(msgspec.Struct, frozen=True, tag="recorded"):
+    """`change` is about to be made."""
+
+    number: int
+    change: Change
+
+
+class Settled(msgspec.Struct, frozen=True, tag="settled"):
+    """The change is undone, or was never made."""
+
+    number: int
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Owner | Recorded | Settled).decode
+
+
+@contextmanager
+def open_journal(run_dir: Path, *, create: bool) -> Iterator["Journal | None"]:
+    """Give the locked journal, waiting for whoever holds it; None when there is none and `create` is False.
+
+    On the way out the file is removed if nothing is pending. Raises NetworkError when it cannot be used.
+    """
+    path = run_dir / JOURNAL_NAME
+    try:
+        fd = _open_locked(path, create)
+    except OSError as error:
+        raise NetworkError(
+            f"The journal {path} cannot be opened: {error.strerror}.", not_permitted=isinstance(error, PermissionError)
+        ) from error
+    if fd is None:
+        yield None
+        return
+    try:
+        journal = Journal(fd, path)
+        try:
+            yield journal
+        finally:
+            if not journal.pending:
+                path.unlink()  # while it is locked: whoever waits for the lock sees that it is gone, and looks again
+    finally:
+        os.close(fd)
+
+
+def _open_locked(path: Path, create: bool) -> int | None:
+    """Open and lock the file that is at `path` once the lock is held."""
+    if create:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+        except FileNotFoundError:
+            return None
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        except FileNotFoundError:
+            pass  # removed by the one that held the lock
+        os.close(fd)
+
+
+class Journal:
+    """An open journal; made by `open_journal`.
+
+    owner     whose network it describes; None while the journal is empty
+    pending   number -> change that is to be undone, in the order in which they were made
+    """
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self.path = path
+        self.owner: Owner | None = None
+        self.pending: dict[int, Change] = {}
+        self._fd = fd
+        self._next_number = 1
+        self._load()
+
+    def _load(self) -> None:
+        """Raises NetworkError when a line cannot be read."""
+        content = self.path.read_bytes()
+        # A last line without end was being written when the machine stopped: its change was not made.
+        complete = content[: content.rfind(b"\n") + 1]
+        if len(complete) < len(content):
+            os.ftruncate(self._fd, len(complete))
+        for line_number, line in enumerate(complete.splitlines(), start=1):
+            try:
+                self._replay(_decode(line))
+            except msgspec.MsgspecError as error:
+                raise NetworkError(
+                    f"Line {line_number} of the journal {self.path} is damaged ({error}): see `ip rule` for what is left "
+                    "to remove by hand, then delete the file."
+                ) from error
+
+    def _replay(self, entry: Owner | Recorded | Settled) -> None:
+        match entry:
+            case Owner():
+                self.owner = entry
+            case Recorded(number, change):
+                self.pending[number] = change
+                self._next_number = number + 1
+            case Settled(number):
+                self.pending.pop(number, None)
+
+    def begin(self, owner: Owner) -> None:
+        """Start the records of one run. Nothing may be pending."""
+        assert not self.pending, "what an earlier run left must be undone first"
+        self._append(owner)
+
+    def record(self, change: Change) -> int:
+        """Put `change` on disk, before it is made; return its number."""
+        number = self._next_number
+        self._append(Recorded(number, change))
+        return number
+
+    def settle(self, number: int) -> None:
+        """The change is undone, or was not made."""
+        self._append(Settled(number))
+
+    def _append(self, entry: Owner | Recorded | Settled) -> None:
+        os.write(self._fd, _encode(entry) + b"\n")
+        os.fsync(self._fd)
+        self._replay(entry)

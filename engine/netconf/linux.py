@@ -1,0 +1,180 @@
+"""Applies a plan and undoes a journal on Linux.
+
+The order within `apply`: kernel parameters (they must stand before the interface is up), link, addresses, routes, rules.
+Traffic moves with the last rules, when everything before them is in place; undone in reverse, it moves back first.
+"""
+
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.netconf import NetworkError
+from engine.netconf.journal import Journal, Owner, open_journal
+from engine.netconf.netlink import Netlink, open_netlink, proc_sys
+from engine.netconf.plan import (
+    RULE_COUNT,
+    Change,
+    Family,
+    Link,
+    LinkState,
+    NetworkPlan,
+    Sysctl,
+    plan_addresses,
+    plan_routes,
+    plan_rules,
+)
+
+__all__ = ["apply", "undo"]
+
+QUEUE_LENGTH = 1000
+"""Packets that wait while the engine is busy: the default of Ethernet; that of a tun is 500."""
+IPV6_MTU_MIN = 1280  # bytes, RFC 8200 (5); the kernel takes IPv6 away from an interface with less
+ADDR_GEN_MODE_NONE = "1"  # IN6_ADDR_GEN_MODE_NONE, include/uapi/linux/if_link.h
+# rp_filter in Documentation/networking/ip-sysctl.rst; the larger of conf/all and conf/INTERFACE counts
+RP_FILTER_STRICT, RP_FILTER_LOOSE = "1", "2"
+
+
+def apply(plan: NetworkPlan, run_dir: Path, *, guard_fd: int | None = None) -> list[str]:
+    """Make the changes of `plan`; return remarks for the user.
+
+    What an earlier run left is undone first. When a change fails all are undone. When the writing end of the pipe
+    `guard_fd` is closed, nothing is done. Raises NetworkError.
+    """
+    with open_journal(run_dir, create=True) as journal, open_netlink() as netlink:
+        assert journal is not None
+        # We hold the journal's lock: should the master die after this look, its guardian waits, and undoes what we did.
+        if guard_fd is not None and _is_closed(guard_fd):
+            raise NetworkError("The engine that asked for the change of the network is gone; nothing was changed.")
+        _undo_pending(netlink, journal)
+        families, remarks = _usable_families(plan)
+        if plan.auto_route:
+            _refuse_foreign_rules(netlink, plan, families)
+        index = netlink.interface_index(plan.interface)
+        if index is None:
+            raise NetworkError(f"There is no interface {plan.interface!r} in this network namespace.")
+        journal.begin(Owner(interface=plan.interface, index=index, namespace=_namespace(), boot=_boot()))
+        if 6 in families:
+            _forbid_link_local(plan.interface)
+        try:
+            for change in _changes(netlink, plan, families, index):
+                _make_recorded(netlink, journal, change, index)
+        except NetworkError:
+            _undo_pending(netlink, journal)
+            raise
+        return remarks
+
+
+def undo(run_dir: Path) -> int:
+    """Undo what the journal in `run_dir` holds; return the number of changes, 0 when there is nothing to undo.
+
+    Raises NetworkError.
+    """
+    with open_journal(run_dir, create=False) as journal:
+        if journal is None or not journal.pending:
+            return 0
+        count = len(journal.pending)
+        with open_netlink() as netlink:
+            _undo_pending(netlink, journal)
+        return count
+
+
+def _is_closed(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, 0)  # POLLHUP is reported without being asked for
+    return bool(poll.poll(0))
+
+
+def _usable_families(plan: NetworkPlan) -> tuple[list[Family], list[str]]:
+    """Return the families that the tun can carry, and a remark for the user when IPv6 is wanted and missing."""
+    if not plan_addresses(plan, 6):
+        return [4], []
+    if plan.mtu < IPV6_MTU_MIN:
+        return [4], [f"IPv6 is left out: it needs an MTU of {IPV6_MTU_MIN} bytes, and the tun has {plan.mtu}."]
+    try:
+        disabled = proc_sys(f"net/ipv6/conf/{plan.interface}/disable_ipv6").read_text().strip() != "0"
+    except FileNotFoundError:  # a kernel without IPv6, or without this interface
+        disabled = True
+    return ([4], ["IPv6 is left out: it is disabled on this machine."]) if disabled else ([4, 6], [])
+
+
+def _refuse_foreign_rules(netlink: Netlink, plan: NetworkPlan, families: list[Family]) -> None:
+    """Raise NetworkError when somebody else's rules stand where ours go: the two would interleave."""
+    for family in families:
+        for priority in netlink.rule_priorities(family):
+            if plan.priority <= priority < plan.priority + RULE_COUNT:
+                raise NetworkError(
+                    f"There is an IPv{family} routing rule of another program at priority {priority} (sing-box uses the "
+                    f"same ones): stop that program, or remove it with `ip -{family} rule del priority {priority}`."
+                )
+
+
+def _namespace() -> int:
+    return os.stat("/proc/self/ns/net").st_ino
+
+
+def _boot() -> str:
+    return proc_sys("kernel/random/boot_id").read_text().strip()
+
+
+def _forbid_link_local(interface: str) -> None:
+    """Keep the kernel from giving the tun a link-local address and soliciting routers: there is nobody to answer.
+
+    Not in the journal: it goes with the tun, and putting it back would give the tun that address.
+    """
+    try:
+        proc_sys(f"net/ipv6/conf/{interface}/addr_gen_mode").write_text(ADDR_GEN_MODE_NONE)
+    except OSError:
+        pass  # /proc/sys is read-only in many containers; then the stack drops a few router solicitations
+
+
+def _changes(netlink: Netlink, plan: NetworkPlan, families: list[Family], index: int) -> Iterator[Change]:
+    """Give the changes in order; each `before` is read when its turn comes."""
+    # Packets of every source come out of the tun, whatever the way back to that source is.
+    rp_filter = f"net/ipv4/conf/{plan.interface}/rp_filter"
+    before = proc_sys(rp_filter).read_text().strip()
+    if max(before, proc_sys("net/ipv4/conf/all/rp_filter").read_text().strip()) == RP_FILTER_STRICT:
+        yield Sysctl(path=rp_filter, before=before, after=RP_FILTER_LOOSE)
+    after = LinkState(mtu=plan.mtu, queue_length=QUEUE_LENGTH, up=True)
+    yield Link(before=netlink.link_state(index), after=after)
+    for family in families:
+        yield from plan_addresses(plan, family)
+        yield from plan_routes(plan, family)
+    for family in families:
+        yield from plan_rules(plan, family)
+
+
+def _make_recorded(netlink: Netlink, journal: Journal, change: Change, index: int) -> None:
+    number = journal.record(change)
+    try:
+        netlink.make(change, index)
+    except NetworkError:
+        journal.settle(number)  # undoing it might remove an equal thing of somebody else
+        raise
+
+
+def _undo_pending(netlink: Netlink, journal: Journal) -> None:
+    """Undo all pending changes in reverse. Goes on after a failure, and raises NetworkError for the first in the end."""
+    owner = journal.owner
+    if not journal.pending or owner is None:
+        return
+    if owner.boot != _boot():
+        for number in tuple(journal.pending):
+            journal.settle(number)  # by the reboot
+        return
+    if owner.namespace != _namespace():
+        raise NetworkError(
+            f"The journal {journal.path} belongs to another network namespace: run `engine repair` there; or delete the "
+            "file, if that namespace is gone."
+        )
+    index = owner.index if netlink.interface_index(owner.interface) == owner.index else None
+    failures = []
+    for number, change in reversed(tuple(journal.pending.items())):
+        try:
+            netlink.revert(change, index)
+        except NetworkError as error:
+            failures.append(error)
+        else:
+            journal.settle(number)
+    if failures:
+        raise failures[0]

@@ -1,0 +1,115 @@
+"""The master's front of netconf: coroutines that run the helper processes and speak with the guardian."""
+
+import asyncio
+import os
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from pathlib import Path
+
+import msgspec
+
+from engine.netconf import EXIT_NOT_PERMITTED, NetworkError
+from engine.netconf.plan import NetworkPlan
+
+__all__ = ["Network", "repair_network"]
+
+ANSWER_TIMEOUT = 20.0  # seconds; a helper takes about 0.4, most of it to import pyroute2
+
+
+class Network:
+    """Changes the network of this machine (of this network namespace) and restores it.
+
+    Call `start_guardian`, then `apply`, then `restore`. When the process dies in between, however it dies, the guardian
+    restores the network.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._guardian: Process | None = None
+        # The life line: nobody but this process holds the writing end, so its end of file is our death. The guardian
+        # reads it; we keep the reading end to lend it to `apply`, which must not start a change once we are dead.
+        self._life_read = -1
+        self._life_write = -1
+
+    async def start_guardian(self) -> None:
+        """Start the guardian and wait until it watches. Raises NetworkError."""
+        assert self._guardian is None, "there is a guardian already"
+        self._life_read, self._life_write = os.pipe()
+        self._guardian = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "engine.netconf.guardian"),
+            *("--run-dir", str(self.run_dir), "--fd", str(self._life_read)),
+            stdin=DEVNULL,
+            stdout=PIPE,
+            pass_fds=(self._life_read,),
+            start_new_session=True,  # Ctrl-C goes to the terminal's process group, and must not reach it
+        )
+        if await _read_line(self._guardian) != "ready":
+            await self._end_guardian()
+            raise NetworkError("The guardian that restores the network after a crash did not start.")
+
+    async def apply(self, plan: NetworkPlan) -> list[str]:
+        """Make the changes of `plan`; return remarks for the user, such as that IPv6 is left out.
+
+        What an earlier run left is undone first. On failure everything is undone and NetworkError is raised.
+        """
+        assert self._guardian is not None, "no change without a guardian"
+        return await _run_helper("apply", self.run_dir, guard_fd=self._life_read, plan=plan)
+
+    async def restore(self) -> None:
+        """Undo everything and end the guardian; harmless when there is nothing to undo. Raises NetworkError."""
+        answer = ""
+        if self._guardian is not None:
+            os.write(self._life_write, b"undo")
+            answer = await _read_line(self._guardian)
+            await self._end_guardian()
+        if not answer:  # somebody has killed the guardian
+            await repair_network(self.run_dir)
+        elif answer != "done":
+            raise NetworkError(answer)
+
+    async def _end_guardian(self) -> None:
+        assert self._guardian is not None
+        os.close(self._life_write)
+        os.close(self._life_read)
+        await self._guardian.wait()
+        self._guardian = None
+
+
+async def repair_network(run_dir: Path) -> int:
+    """Undo what a run that crashed has left; return the number of changes. Raises NetworkError."""
+    return int((await _run_helper("undo", run_dir))[0])
+
+
+async def _run_helper(
+    command: str, run_dir: Path, *, guard_fd: int | None = None, plan: NetworkPlan | None = None
+) -> list[str]:
+    """Run `python -m engine.netconf`; return its lines. Raises NetworkError with its sentence when it fails."""
+    helper = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "engine.netconf", command, "--run-dir", str(run_dir)),
+        *(() if guard_fd is None else ("--guard-fd", str(guard_fd))),
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
+        pass_fds=() if guard_fd is None else (guard_fd,),
+    )
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            output, errors = await helper.communicate(b"" if plan is None else msgspec.json.encode(plan))
+    except TimeoutError:
+        helper.kill()
+        await helper.wait()
+        raise NetworkError(f"The network helper ({command}) gave no answer in {ANSWER_TIMEOUT:g} seconds.") from None
+    if helper.returncode != 0:
+        sentence = errors.decode(errors="replace").strip() or f"The network helper ({command}) died."
+        raise NetworkError(sentence, not_permitted=helper.returncode == EXIT_NOT_PERMITTED)
+    return output.decode().splitlines()
+
+
+async def _read_line(process: Process) -> str:
+    """Return the next line of its output; empty when it has ended or is silent for ANSWER_TIMEOUT."""
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            return (await process.stdout.readline()).decode().strip()
+    except TimeoutError:
+        return ""

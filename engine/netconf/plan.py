@@ -1,0 +1,255 @@
+"""What is wanted of the network, and how routes and rules express it. Pure: nothing here touches the machine.
+
+Same conventions as sing-box: one route table of our own (2022), policy rules from priority 9000. A rule `goto`es the nop
+at the end rather than naming the main table, so that rules of the user that come later still apply. See `plan_rules`.
+"""
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_interface
+from typing import Literal
+
+import msgspec
+from netaddr import AddrFormatError, IPNetwork, IPSet
+
+from engine.netconf import NetworkError
+
+__all__ = [
+    "RULE_COUNT",
+    "Address",
+    "Change",
+    "Link",
+    "LinkState",
+    "NetworkPlan",
+    "Route",
+    "Rule",
+    "Sysctl",
+    "build_plan",
+    "plan_addresses",
+    "plan_routes",
+    "plan_rules",
+]
+
+Family = Literal[4, 6]
+
+RULE_COUNT = 11
+"""Priorities that belong to us, from NetworkPlan.priority on."""
+END_OF_RULES = 10
+"""Offset of the nop from NetworkPlan.priority."""
+TABLE_MAIN = 254  # RT_TABLE_MAIN, include/uapi/linux/rtnetlink.h
+
+NEVER_PROXIED = ("224.0.0.0/4", "255.255.255.255/32")
+"""Multicast and limited broadcast (RFC 1112, RFC 919) mean the local link, and no SOCKS proxy carries them. IPv6 needs no
+such entry: its multicast routes are in the table `local`, which comes before ours."""
+
+
+class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the helper process has to do; made by `build_plan`, sent as JSON."""
+
+    interface: str
+    mtu: int
+    """Bytes."""
+    addresses: tuple[str, ...]
+    """The tun's own addresses with prefix length, IPv4 or IPv6. A family without address is not routed."""
+    auto_route: bool
+    """Lead the machine's traffic into the tun; False: only the interface is set up."""
+    table: int
+    priority: int
+    """Priority of the first rule; RULE_COUNT priorities are used."""
+    routes: tuple[str, ...]
+    """Destinations that go into the tun: minimal prefixes, with all exclusions taken out."""
+    own_uid: int | None
+    """The workers' user: its sockets never enter the tun."""
+    own_mark: int | None
+    """SO_MARK of sockets that never enter the tun."""
+
+
+class Rule(msgspec.Struct, frozen=True, kw_only=True, tag="rule", omit_defaults=True):
+    """One policy rule (include/uapi/linux/fib_rules.h). Absent fields match everything."""
+
+    family: Family
+    priority: int
+    table: int | None = None
+    """lookup TABLE."""
+    goto: int | None = None
+    """goto PRIORITY. Neither table nor goto: nop."""
+    source: str | None = None
+    """Prefix."""
+    iif: str | None = None
+    """Interface a packet came in by; `lo`: sent by this machine."""
+    invert: bool = False
+    """`not`: the rule acts on packets that do not match."""
+    uid: int | None = None
+    mark: int | None = None
+    suppress_prefix_length: int | None = None
+    """A route with a prefix of at most this many bits does not count."""
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True, tag="route"):
+    """One route into the tun."""
+
+    family: Family
+    destination: str
+    table: int
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True, tag="address"):
+    """One address of the tun, with prefix length."""
+
+    family: Family
+    address: str
+
+
+class LinkState(msgspec.Struct, frozen=True, kw_only=True):
+    """What of an interface is changed."""
+
+    mtu: int
+    queue_length: int
+    """Packets that wait for the engine."""
+    up: bool
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True, tag="link"):
+    """The tun as it was and as it is to be."""
+
+    before: LinkState
+    after: LinkState
+
+
+class Sysctl(msgspec.Struct, frozen=True, kw_only=True, tag="sysctl"):
+    """One value of the tun under /proc/sys."""
+
+    path: str
+    before: str
+    after: str
+
+
+Change = Rule | Route | Address | Link | Sysctl
+"""One change of the network. It says enough to be undone."""
+
+
+def build_plan(
+    *,
+    interface: str,
+    mtu: int,
+    addresses: Iterable[str],
+    auto_route: bool = True,
+    include: Iterable[str] = ("0.0.0.0/0", "::/0"),
+    exclude: Iterable[str] = (),
+    upstreams: Iterable[str] = (),
+    own_uid: int | None = None,
+    own_mark: int | None = None,
+    table: int = 2022,
+    priority: int = 9000,
+) -> NetworkPlan:
+    """Compute the routes: `include` minus `exclude` (prefixes) minus `upstreams` (addresses of the proxy).
+
+    Raises NetworkError when an address or prefix cannot be read.
+    """
+    addresses = tuple(addresses)
+    for address in addresses:
+        _family(address)
+    included = _prefixes(include)
+    # A loopback upstream is reached through the table `local`, whatever we route.
+    remote = [address for address in upstreams if not _is_loopback(address)]
+    routed = included - _prefixes(exclude) - _prefixes(remote) - _prefixes(NEVER_PROXIED)
+    return NetworkPlan(
+        interface=interface,
+        mtu=mtu,
+        addresses=addresses,
+        auto_route=auto_route,
+        table=table,
+        priority=priority,
+        routes=tuple(str(prefix) for prefix in routed.iter_cidrs()) if auto_route else (),
+        own_uid=own_uid,
+        own_mark=own_mark,
+    )
+
+
+def plan_addresses(plan: NetworkPlan, family: Family) -> list[Address]:
+    """Return the tun's addresses of one family."""
+    return [Address(family=family, address=text) for text in plan.addresses if _family(text) == family]
+
+
+def plan_routes(plan: NetworkPlan, family: Family) -> list[Route]:
+    """Return the routes of one family; none when the tun has no address of it."""
+    if not plan_addresses(plan, family):
+        return []
+    return [Route(family=family, destination=text, table=plan.table) for text in plan.routes if _family(text) == family]
+
+
+def plan_rules(plan: NetworkPlan, family: Family) -> list[Rule]:
+    """Return the rules of one family in the order in which to make them; none when its traffic is not routed.
+
+    The end comes first, because a `goto` without its target falls through to the next rule; then by priority, so that
+    our own sockets have left before anything is led into the tun.
+
+    Offsets from the first priority:
+      0  the workers' sockets                            leave, whatever comes later
+      1  marked sockets                                  leave
+      2  what comes out of the tun                       leaves: it is not sent back into it
+      3  main table, without its default route           LAN and every specific route stay as they are
+      4  sockets that already have the tun's address     tun
+      5-7  other local sockets                           tun if new; those bound to another address of this machine, such
+                                                         as replies to inbound ssh, leave
+      8  forwarded packets of other machines             tun
+      10 the end
+    """
+    if not plan_routes(plan, family):
+        return []
+    first, end = plan.priority, plan.priority + END_OF_RULES
+    rules = [Rule(family=family, priority=end)]
+    if plan.own_uid is not None:
+        rules.append(Rule(family=family, priority=first, uid=plan.own_uid, goto=end))
+    if plan.own_mark is not None:
+        rules.append(Rule(family=family, priority=first + 1, mark=plan.own_mark, goto=end))
+    rules.append(Rule(family=family, priority=first + 2, iif=plan.interface, goto=end))
+    rules.append(Rule(family=family, priority=first + 3, table=TABLE_MAIN, suppress_prefix_length=0))
+    rules.extend(
+        Rule(family=family, priority=first + 4, source=_host_prefix(own.address), iif="lo", table=plan.table)
+        for own in plan_addresses(plan, family)
+    )
+    rules.extend(_unbound_socket_rules(family, first, end, plan.table))
+    rules.append(Rule(family=family, priority=first + 8, invert=True, iif="lo", table=plan.table))
+    return rules
+
+
+def _unbound_socket_rules(family: Family, first: int, end: int, table: int) -> list[Rule]:
+    """Offsets 5 to 7 of `plan_rules`: `iif lo` means that this machine sends."""
+    if family == 4:
+        return [Rule(family=4, priority=first + 5, source="0.0.0.0/32", iif="lo", table=table)]
+    # In IPv6 a rule with a source never matches a look-up without one (fib6_rule_match), so that `from ::/128` would
+    # not do. The two halves together match every look-up that has a source; what is left has none.
+    return [
+        Rule(family=6, priority=first + 5, source="::/1", iif="lo", goto=end),
+        Rule(family=6, priority=first + 6, source="8000::/1", iif="lo", goto=end),
+        Rule(family=6, priority=first + 7, iif="lo", table=table),
+    ]
+
+
+def _host_prefix(address: str) -> str:
+    interface = ip_interface(address)
+    return f"{interface.ip}/{interface.max_prefixlen}"
+
+
+def _family(text: str) -> Family:
+    try:
+        return 4 if ip_interface(text).version == 4 else 6
+    except ValueError as error:
+        raise NetworkError(f"{text!r} is neither an IPv4 nor an IPv6 address.") from error
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError as error:
+        raise NetworkError(f"{address!r} is neither an IPv4 nor an IPv6 address.") from error
+
+
+def _prefixes(texts: Iterable[str]) -> IPSet:
+    prefixes = IPSet()
+    for text in texts:
+        try:
+            prefixes.add(IPNetwork(text))
+        except (AddrFormatError, ValueError) as error:
+            raise NetworkError(f"{text!r} is neither an address nor a prefix such as 10.0.0.0/8.") from error
+    return prefixes

@@ -1,0 +1,19 @@
+"""Readiness for systemd: one datagram to $NOTIFY_SOCKET, as sd_notify(3) describes."""
+
+import os
+import socket
+
+__all__ = ["notify"]
+
+
+def notify(state: str) -> None:
+    """Send `state` (READY=1, STOPPING=1) when the service manager asked for it; failures are its concern, not ours."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        try:
+            sender.connect("\0" + path[1:] if path.startswith("@") else path)
+            sender.send(state.encode())
+        except OSError:
+            pass

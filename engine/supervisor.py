@@ -1,0 +1,268 @@
+"""Starts the workers, watches them, and replaces one that dies.
+
+    STARTING --Ready--> RUNNING --exit--> BACKOFF --delay--> STARTING
+        |                  |                                      (stop) any --> STOPPING --exit--> STOPPED
+        +------exit--------+--> BACKOFF (a first start that fails ends the engine)
+
+When a worker has died and is reaped, its rings are zeroed, its slots return to the pool, and its successor gets the same
+shard number: packets of its flows find no connection there and are answered with RST. Other shards do not notice.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from enum import Enum
+from time import monotonic
+
+import msgspec
+
+from engine.ingress import Ingress, Shard
+from shared import control
+from shared.config import WorkerConfig
+from shared.metrics import GAUGES
+from shared.pool import Pool
+
+__all__ = ["Supervisor", "WorkerFailed", "WorkerState"]
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT = 20.0  # seconds until Ready; a loaded machine needs about one
+STOP_TIMEOUT = 3.0  # seconds to reset flows and exit before SIGKILL
+STABLE_AFTER = 10.0  # seconds of running after which a death counts as the first one again
+BACKOFF_FIRST, BACKOFF_MAX = 0.05, 15.0  # seconds before a restart, doubled with each death in a row
+
+
+class WorkerState(Enum):
+    """Where a worker's process stands; the picture above has the transitions."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    BACKOFF = "backoff"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+_NEXT: dict[WorkerState, frozenset[WorkerState]] = {
+    WorkerState.STARTING: frozenset((WorkerState.RUNNING, WorkerState.BACKOFF, WorkerState.STOPPING)),
+    WorkerState.RUNNING: frozenset((WorkerState.BACKOFF, WorkerState.STOPPING)),
+    WorkerState.BACKOFF: frozenset((WorkerState.STARTING, WorkerState.STOPPED)),
+    WorkerState.STOPPING: frozenset((WorkerState.STOPPED,)),
+    WorkerState.STOPPED: frozenset((WorkerState.STARTING,)),
+}
+
+
+class WorkerFailed(Exception):
+    """A worker could not start; the text is one sentence for the user."""
+
+
+class _Worker:
+    """One shard's process, and what is kept of it from one incarnation to the next."""
+
+    def __init__(self, index: int, doorbell: int) -> None:
+        self.index = index
+        self.doorbell = doorbell
+        self.state = WorkerState.STOPPED
+        self.process: subprocess.Popen[bytes] | None = None
+        self.channel: socket.socket | None = None
+        self.pidfd = -1
+        self.started_at = 0.0
+        self.restarts = 0
+        self.deaths_in_a_row = 0
+        self.udp_supported: bool | None = None
+        self.ready: asyncio.Future[None] | None = None
+        self.exited = asyncio.Event()
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid if self.process is not None else None
+
+    def set_state(self, state: WorkerState) -> None:
+        assert state in _NEXT[self.state], f"worker {self.index}: {self.state.value} -> {state.value}"
+        log.debug("worker %d: %s -> %s", self.index, self.state.value, state.value)
+        self.state = state
+
+
+class Supervisor:
+    """Owns the worker processes of a run. `config` is worker 0's; the others get theirs with another index."""
+
+    def __init__(
+        self, config: WorkerConfig, *, pool: Pool, tun_fd: int, on_udp_support: Callable[[int, bool, str], None]
+    ) -> None:
+        self._config = config
+        self._pool = pool
+        self._tun_fd = tun_fd
+        self._on_udp_support = on_udp_support
+        self._loop = asyncio.get_running_loop()
+        self.ingress: Ingress | None = None
+        self.workers = [_Worker(i, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)) for i in range(config.workers)]
+
+    def shard(self, index: int) -> Shard:
+        """The master's ends of worker `index`; take it once per incarnation."""
+        return Shard(self._pool.ring(index), self._pool.free_ring(index), self.workers[index].doorbell)
+
+    async def start(self) -> None:
+        """Start every worker and wait until all serve. Raises WorkerFailed."""
+        waiting = []
+        for worker in self.workers:
+            worker.ready = self._loop.create_future()
+            waiting.append(worker.ready)
+            try:
+                self._spawn(worker)
+            except OSError as error:
+                raise WorkerFailed(f"worker {worker.index} cannot be started: {error.strerror}") from None
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await asyncio.gather(*waiting)
+        except TimeoutError:
+            late = [worker.index for worker in self.workers if worker.state is WorkerState.STARTING]
+            raise WorkerFailed(f"workers {late} were not ready within {START_TIMEOUT:.0f} s") from None
+
+    async def stop(self) -> None:
+        """Stop every worker; those that do not exit in STOP_TIMEOUT are killed."""
+        for worker in self.workers:
+            if worker.timer is not None:
+                worker.timer.cancel()
+            if worker.state is WorkerState.BACKOFF:
+                worker.set_state(WorkerState.STOPPED)
+            elif worker.state in (WorkerState.STARTING, WorkerState.RUNNING):
+                worker.set_state(WorkerState.STOPPING)
+                self._send_stop(worker)
+        stopping = [worker for worker in self.workers if worker.state is WorkerState.STOPPING]
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                for worker in stopping:
+                    await worker.exited.wait()
+        except TimeoutError:
+            for worker in stopping:
+                if worker.process is not None:
+                    log.warning("worker %d does not stop: killed", worker.index)
+                    worker.process.kill()
+            for worker in stopping:
+                await worker.exited.wait()
+        for worker in self.workers:
+            os.close(worker.doorbell)
+
+    def _send_stop(self, worker: _Worker) -> None:
+        assert worker.channel is not None
+        try:
+            worker.channel.send(control.encode(control.Stop()))
+        except OSError:
+            pass  # it is dying by itself; its pidfd will tell
+
+    # life of one incarnation
+
+    def _spawn(self, worker: _Worker) -> None:
+        """Start the process. Raises OSError when the machine has no memory or process left for it."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fds = (theirs.fileno(), self._pool.fd, self._tun_fd, worker.doorbell)
+        worker.set_state(WorkerState.STARTING)
+        worker.exited.clear()
+        worker.started_at = monotonic()
+        # Before the process exists: one that dies at once would make this fail with EPIPE.
+        ours.send(control.encode(control.Configure(msgspec.structs.replace(self._config, index=worker.index))))
+        try:
+            # -P: never import from the directory the user happens to stand in.
+            worker.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "workers", *map(str, fds), str(os.getpid())],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+            )
+        except OSError:
+            ours.close()
+            worker.set_state(WorkerState.BACKOFF)
+            raise
+        finally:
+            theirs.close()
+        worker.channel = ours
+        ours.setblocking(False)
+        self._loop.add_reader(ours.fileno(), self._on_message, worker)
+        worker.pidfd = os.pidfd_open(worker.process.pid)
+        self._loop.add_reader(worker.pidfd, self._on_exit, worker)
+
+    def _on_message(self, worker: _Worker) -> None:
+        assert worker.channel is not None
+        try:
+            data = worker.channel.recv(control.MESSAGE_MAX)
+        except (BlockingIOError, ConnectionResetError):
+            return
+        if not data:
+            self._loop.remove_reader(worker.channel.fileno())  # its death is told by the pidfd
+            return
+        message = control.decode_from_worker(data)
+        if isinstance(message, control.Ready):
+            worker.set_state(WorkerState.RUNNING)
+            log.info("worker %d serves (pid %d)", worker.index, message.pid)
+            if worker.ready is not None and not worker.ready.done():
+                worker.ready.set_result(None)
+        elif isinstance(message, control.UdpSupport):
+            worker.udp_supported = message.supported
+            self._on_udp_support(worker.index, message.supported, message.reason)
+        elif worker.ready is not None and not worker.ready.done():
+            worker.ready.set_exception(WorkerFailed(f"worker {worker.index} cannot start: {message.reason}"))
+        else:
+            log.error("worker %d cannot start: %s", worker.index, message.reason)
+
+    def _on_exit(self, worker: _Worker) -> None:
+        """The process is dead: reap it, and either finish stopping or start its successor."""
+        process, channel = worker.process, worker.channel
+        assert process is not None and channel is not None
+        self._on_message_left(worker)
+        self._loop.remove_reader(worker.pidfd)
+        self._loop.remove_reader(channel.fileno())
+        os.close(worker.pidfd)
+        channel.close()
+        code = process.wait()
+        worker.process = worker.channel = None
+        worker.exited.set()
+        if worker.state is WorkerState.STOPPING:
+            worker.set_state(WorkerState.STOPPED)
+            return
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        worker.set_state(WorkerState.BACKOFF)
+        if worker.ready is not None and not worker.ready.done():
+            worker.ready.set_exception(WorkerFailed(f"worker {worker.index} {how} before it was ready"))
+            return
+        self._schedule_restart(worker, how)
+
+    def _on_message_left(self, worker: _Worker) -> None:
+        """A reason for failing may still be in the channel."""
+        if worker.state is WorkerState.STARTING:
+            self._on_message(worker)
+
+    def _schedule_restart(self, worker: _Worker, how: str) -> None:
+        if monotonic() - worker.started_at > STABLE_AFTER:
+            worker.deaths_in_a_row = 0
+        worker.deaths_in_a_row += 1
+        worker.restarts += 1
+        delay = _backoff(worker.deaths_in_a_row)
+        log.error("worker %d %s; its flows are lost, restarting it in %.1f s", worker.index, how, delay)
+        self._pool.reset_rings(worker.index)
+        if self.ingress is not None:
+            self.ingress.reset_shard(worker.index, self.shard(worker.index))
+        self._clear_gauges(worker)
+        worker.timer = self._loop.call_later(delay, self._respawn, worker)
+
+    def _respawn(self, worker: _Worker) -> None:
+        try:
+            self._spawn(worker)
+        except OSError as error:
+            self._schedule_restart(worker, f"could not be started again ({error.strerror})")
+
+    def _clear_gauges(self, worker: _Worker) -> None:
+        row = self._pool.counters[worker.index]
+        for cell in GAUGES:
+            row[cell] = 0
+
+
+def _backoff(deaths_in_a_row: int) -> float:
+    """Seconds until the restart after the nth death in a row; the first is mended at once."""
+    if deaths_in_a_row == 1:
+        return 0.0
+    return float(min(BACKOFF_FIRST * 2 ** min(deaths_in_a_row, 32), BACKOFF_MAX))

@@ -1,0 +1,1 @@
+"""Load: the engine under real traffic. `bench` measures it beside its peers; README.md tells how."""

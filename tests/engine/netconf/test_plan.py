@@ -1,0 +1,111 @@
+"""Routes and rules as values."""
+
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.netconf import NetworkError
+from engine.netconf.plan import NetworkPlan, Rule, build_plan, plan_addresses, plan_routes, plan_rules
+
+Address = IPv4Address | IPv6Address
+
+V4, V6 = "172.19.0.1/30", "fdfe:dcba:9876::1/126"
+
+
+def plan(**changed: Any) -> NetworkPlan:
+    settings: dict[str, Any] = {"interface": "tun0", "mtu": 1500, "addresses": (V4, V6)}
+    return build_plan(**settings | changed)
+
+
+def covers(made: NetworkPlan, address: str) -> bool:
+    target = ip_address(address)
+    networks = (ip_network(route) for route in made.routes)
+    return any(target in network for network in networks if network.version == target.version)
+
+
+def test_everything_but_multicast_and_broadcast_is_routed() -> None:
+    made = plan()
+    for address in ("0.0.0.1", "1.1.1.1", "223.255.255.255", "255.255.255.254", "::2", "2001:db8::1"):
+        assert covers(made, address), address
+    for address in ("224.0.0.251", "239.255.255.250", "255.255.255.255"):
+        assert not covers(made, address), address
+    assert [route.destination for route in plan_routes(made, 6)] == ["::/0"]
+
+
+def test_included_ranges_alone_are_routed() -> None:
+    assert plan(include=["10.0.0.0/8", "10.0.0.0/9", "fd00::/8"]).routes == ("10.0.0.0/8", "fd00::/8")
+
+
+def test_upstream_is_taken_out_in_minimal_prefixes() -> None:
+    made = plan(include=["198.51.100.8/30"], upstreams=["198.51.100.10"])
+    assert made.routes == ("198.51.100.8/31", "198.51.100.11/32")
+
+
+def test_loopback_upstream_needs_no_exclusion() -> None:
+    assert plan(upstreams=["127.0.0.1", "::1"]).routes == plan().routes
+
+
+@given(
+    st.lists(st.ip_addresses(), max_size=8),
+    st.lists(st.tuples(st.ip_addresses(v=4), st.integers(1, 32)), max_size=8),
+    st.ip_addresses(),
+)
+def test_no_excluded_address_is_routed_and_every_other_is(
+    upstreams: list[Address], excluded: list[tuple[Address, int]], other: Address
+) -> None:
+    prefixes = [ip_network(f"{address}/{length}", strict=False) for address, length in excluded]
+    made = plan(upstreams=[str(address) for address in upstreams], exclude=[str(prefix) for prefix in prefixes])
+    for address in (*upstreams, *(prefix[0] for prefix in prefixes), *(prefix[-1] for prefix in prefixes), other):
+        by_us = address.version == 4 and (address.is_multicast or str(address) == "255.255.255.255")
+        by_user = any(address in prefix for prefix in prefixes if prefix.version == address.version)
+        by_upstream = address in upstreams and not address.is_loopback
+        assert covers(made, str(address)) == (not (by_us or by_user or by_upstream))
+
+
+def test_no_routes_and_rules_without_auto_route() -> None:
+    made = plan(auto_route=False)
+    assert made.routes == ()
+    assert plan_rules(made, 4) == plan_rules(made, 6) == []
+    assert [address.address for address in plan_addresses(made, 6)] == [V6]
+
+
+def test_family_without_address_is_not_routed() -> None:
+    made = plan(addresses=[V4])
+    assert plan_routes(made, 6) == plan_rules(made, 6) == []
+    assert plan_rules(made, 4)
+
+
+def test_rules_v4() -> None:
+    made = plan(own_uid=990, own_mark=0x2024)
+    assert plan_rules(made, 4) == [
+        Rule(family=4, priority=9010),
+        Rule(family=4, priority=9000, uid=990, goto=9010),
+        Rule(family=4, priority=9001, mark=0x2024, goto=9010),
+        Rule(family=4, priority=9002, iif="tun0", goto=9010),
+        Rule(family=4, priority=9003, table=254, suppress_prefix_length=0),
+        Rule(family=4, priority=9004, source="172.19.0.1/32", iif="lo", table=2022),
+        Rule(family=4, priority=9005, source="0.0.0.0/32", iif="lo", table=2022),
+        Rule(family=4, priority=9008, iif="lo", invert=True, table=2022),
+    ]
+
+
+def test_rules_v6_let_sockets_with_a_source_leave() -> None:
+    assert plan_rules(plan(), 6)[3:] == [
+        Rule(family=6, priority=9004, source="fdfe:dcba:9876::1/128", iif="lo", table=2022),
+        Rule(family=6, priority=9005, source="::/1", iif="lo", goto=9010),
+        Rule(family=6, priority=9006, source="8000::/1", iif="lo", goto=9010),
+        Rule(family=6, priority=9007, iif="lo", table=2022),
+        Rule(family=6, priority=9008, iif="lo", invert=True, table=2022),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"addresses": ["tun"]}, {"exclude": ["10.0.0.0/33"]}, {"include": ["all"]}, {"upstreams": ["proxy.example"]}],
+)
+def test_unreadable_address(changed: dict[str, object]) -> None:
+    with pytest.raises(NetworkError, match="is neither"):
+        plan(**changed)

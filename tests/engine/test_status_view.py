@@ -1,0 +1,43 @@
+"""engine/status_view.py: what a person reads."""
+
+import msgspec
+import pytest
+
+from engine.status_view import print_status
+from tests.engine.test_control import STATUS, WORKER
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_status_shows_engine_and_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    print_status(STATUS)
+    text = capsys.readouterr().out
+    for part in (
+        "tunloom 0.1.0, pid 42, up 1:02:05",
+        "tun0 (mtu 65535, offload: csum, tso4) -> socks5://u:***@[2001:db8::1]:1080, UDP: no: refused",
+        "read 10 packets, 20 B; 511 of 512 slots free; dropped: nothing",
+        "2 of 9",
+        "malformed 2",
+        "running",
+        "4711",
+    ):
+        assert part in text
+
+
+def test_addresses_and_reasons_are_not_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """`[fe80::1]` and `[/x]` are tags to rich: it would swallow the one and raise on the other."""
+    print_status(msgspec.structs.replace(STATUS, proxy="socks5://[fe80::1]:1080", udp="no: [/oops]", interface="[red]"))
+    text = capsys.readouterr().out
+    for part in ("[red] (mtu", "socks5://[fe80::1]:1080", "no: [/oops]"):
+        assert part in text
+
+
+def test_worker_that_is_down_and_large_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    down = msgspec.structs.replace(WORKER, pid=None, state="backoff", bytes_out=3 * 2**40, packets_out=1234567)
+    print_status(msgspec.structs.replace(STATUS, workers=[down], tun_dropped=5, drops={"ring_full": 7}, offload=[]))
+    text = capsys.readouterr().out
+    for part in ("backoff", "1,234,567, 3.0 TiB", "tun_queue_full 5, ring_full 7", "offload: none"):
+        assert part in text

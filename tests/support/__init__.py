@@ -1,0 +1,1 @@
+"""What several tests need: packet builders, peers, namespaces."""

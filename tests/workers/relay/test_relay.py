@@ -1,0 +1,347 @@
+"""Kernel sockets -> a real tun -> Stack -> Relay -> the SOCKS5 server -> kernel sockets, on one loop, without master and rings.
+
+namespace `client`: the applications' sockets and the tun      namespace `internet`: this thread, the proxy, the targets on lo
+"""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterator
+from time import monotonic
+from typing import Any, Self
+
+import pytest
+
+from engine.demo.socks_server import SocksServer
+from engine.tun import Offload, TunDevice, open_tun
+from shared.config import ProxyConfig, StackConfig, WorkerConfig
+from shared.metrics import CELLS, Cell
+from shared.wire.virtio import HEADER_LEN
+from tests.support.loop import on_loop, until
+from tests.support.netns import TARGET_V4, TARGET_V6, Namespace, ip, namespace
+from tests.support.peers import Endpoint, closed_port, echo, tcp_server, udp_echo
+from workers.relay.relay import Relay
+from workers.stack.stack import Stack
+
+pytestmark = pytest.mark.e2e
+
+MTU = 65535  # the largest datagram needs no IP fragments: to join them is the master's part
+PROXY = "127.0.0.1"
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class World:
+    """The client's namespace, its tun, and the worker's parts that serve it."""
+
+    def __init__(self, client: Namespace, tun: TunDevice, proxy: Endpoint) -> None:
+        self.client = client
+        self.counters = [0] * CELLS
+        self._tun = tun
+        self._loop = asyncio.get_running_loop()
+        stack_config = StackConfig(mtu=MTU, offload=tun.offload)
+        config = WorkerConfig(
+            index=0,
+            workers=1,
+            slots=1,
+            ring_entries=1,
+            proxy=ProxyConfig(kind="socks5", host=proxy[0], port=proxy[1], addresses=(proxy[0],)),
+            stack=stack_config,
+        )
+        self.relay = Relay(self._loop, config, self.counters, lambda supported, reason: None)
+        self.stack = Stack(
+            stack_config,
+            transmit=self._transmit,
+            on_syn=self.relay.on_syn,
+            on_datagram=self.relay.on_datagram,
+            secret=bytes(16),
+            counters=self.counters,
+        )
+        self.relay.stack = self.stack
+        self._packet = bytearray(HEADER_LEN + 65536)
+        self._at = 0 if tun.offload else HEADER_LEN
+        self._loop.add_reader(tun.fd, self._on_packet)
+        self._timer = self._loop.call_soon(self._on_timer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.remove_reader(self._tun.fd)
+        self._timer.cancel()
+        self.relay.close()
+
+    def _on_packet(self) -> None:
+        view = memoryview(self._packet)
+        size = os.readv(self._tun.fd, [view[self._at :]])
+        now = monotonic()
+        self.stack.process(view[: self._at + size], now)
+        self.stack.flush(now)
+
+    def _transmit(self, parts: Any) -> None:
+        # A packet refused is a packet lost, and what the stack then does is its own tests' business.
+        with contextlib.suppress(OSError):
+            packet = b"".join(parts)
+            os.write(self._tun.fd, packet[self._at :])
+
+    def _on_timer(self) -> None:
+        self.stack.timeout(monotonic())
+        self._timer = self._loop.call_later(0.01, self._on_timer)
+
+    def new_socket(self, target: Endpoint, kind: int = socket.SOCK_STREAM) -> socket.socket:
+        """A non-blocking socket of the application, in its namespace."""
+        with self.client.entered():
+            return socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+
+    async def connect(self, target: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The application connects. Raises OSError as its kernel reports it."""
+        sock = self.new_socket(target)
+        try:
+            await self._loop.sock_connect(sock, target)
+        except BaseException:
+            sock.close()
+            raise
+        return await asyncio.open_connection(sock=sock)
+
+    async def udp(self, target: Endpoint) -> socket.socket:
+        """A UDP socket of the application, connected to `target`."""
+        sock = self.new_socket(target, socket.SOCK_DGRAM)
+        sock.connect(target)
+        return sock
+
+
+@contextlib.contextmanager
+def network(offload: Offload = "auto") -> Iterator[tuple[Namespace, TunDevice]]:
+    """Make both namespaces and the tun, and move to the internet."""
+    with namespace("client") as client, namespace("internet") as internet, internet.entered():
+        for address in (TARGET_V4, TARGET_V6):
+            ip("addr", "add", address, "dev", "lo")
+        with client.entered():
+            tun = open_tun("tun0", mtu=MTU, offload=offload)
+            ip("addr", "add", "172.18.0.1/30", "dev", "tun0")
+            ip("addr", "add", "fd00:18::1/126", "dev", "tun0", "nodad")
+            ip("link", "set", "tun0", "mtu", str(MTU), "up")
+            ip("-4", "route", "add", "default", "dev", "tun0")
+            ip("-6", "route", "add", "default", "dev", "tun0")
+        try:
+            yield client, tun
+        finally:
+            tun.close()
+
+
+@contextlib.asynccontextmanager
+async def world(offload: Offload = "auto", **server: Any) -> AsyncIterator[tuple[World, SocksServer]]:
+    """Everything between an application's socket and its target."""
+    with (
+        network(offload) as (client, tun),
+        SocksServer(asyncio.get_running_loop(), PROXY, 0, **server) as proxy,
+        World(client, tun, proxy.endpoint) as made,
+    ):
+        yield made, proxy
+
+
+async def transfer(world: World, target: Endpoint, data: bytes) -> bytes:
+    """Send `data` and close; return all that comes back."""
+    reader, writer = await world.connect(target)
+
+    async def send() -> None:
+        writer.write(data)
+        await writer.drain()
+        writer.write_eof()
+
+    _, received = await asyncio.gather(send(), reader.read())
+    writer.close()
+    return received
+
+
+def digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+@pytest.mark.parametrize("offload", ["auto", "csum", "no-header"])
+@pytest.mark.parametrize("host", [TARGET_V4, TARGET_V6])
+@on_loop
+async def test_every_byte_goes_there_and_back(host: str, offload: Offload) -> None:
+    data = os.urandom(1 << 20) * 6
+    async with world(offload) as (w, _), tcp_server(echo, host) as target:
+        assert digest(await transfer(w, target, data)) == digest(data)
+        assert w.counters[Cell.TCP_OPENED] == 1
+        assert w.counters[Cell.CALLBACK_ERRORS] == 0
+
+
+@on_loop
+async def test_many_flows_at_once() -> None:
+    async with world() as (w, proxy), tcp_server(echo, TARGET_V4) as target:
+        sent = [os.urandom(1000 * n) for n in range(100)]
+        assert await asyncio.gather(*(transfer(w, target, data) for data in sent)) == sent
+        await until(lambda: w.counters[Cell.TCP_ACTIVE] == 0 and not proxy.sessions)
+        assert w.counters[Cell.TCP_OPENED] == w.counters[Cell.TCP_CLOSED] == len(sent)
+
+
+@on_loop
+async def test_the_server_may_speak_first() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hello\r\n")
+
+    async with world() as (w, _), tcp_server(greet, TARGET_V4) as target:
+        assert await transfer(w, target, b"") == b"220 hello\r\n"
+
+
+@on_loop
+async def test_a_slow_application_holds_the_server_back() -> None:
+    size = 64 << 20
+    sent = 0
+
+    async def send_much(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        piece = bytes(1 << 20)
+        for _ in range(size >> 20):
+            writer.write(piece)
+            await writer.drain()
+            sent += len(piece)
+
+    async with world() as (w, _), tcp_server(send_much, TARGET_V4) as target:
+        reader, writer = await w.connect(target)
+        await reader.readexactly(1)
+        stalled = -1
+        while stalled != sent:  # until nothing moves any more
+            stalled = sent
+            await asyncio.sleep(0.2)
+        assert sent < size
+        assert w.counters[Cell.BUFFER_BYTES] <= 2 << 20
+        assert len(await reader.read()) == size - 1
+        writer.close()
+
+
+@on_loop
+async def test_a_slow_server_holds_the_application_back() -> None:
+    size = 64 << 20
+    go_on = asyncio.Event()
+    received = 0
+
+    async def read_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal received
+        await go_on.wait()
+        while data := await reader.read(1 << 20):
+            received += len(data)
+
+    async with world() as (w, _), tcp_server(read_late, TARGET_V4) as target:
+        reader, writer = await w.connect(target)
+        loop = asyncio.get_running_loop()
+        sending = loop.create_task(_send(writer, size))
+        done, _pending = await asyncio.wait([sending], timeout=0.5)
+        assert not done
+        assert w.counters[Cell.BUFFER_BYTES] <= 2 << 20
+        go_on.set()
+        await sending
+        assert await reader.read() == b""
+        assert received == size
+        writer.close()
+
+
+async def _send(writer: asyncio.StreamWriter, size: int) -> None:
+    piece = bytes(1 << 20)
+    for _ in range(size >> 20):
+        writer.write(piece)
+        await writer.drain()
+    writer.write_eof()
+
+
+@pytest.mark.parametrize("host", [TARGET_V4, TARGET_V6])
+@on_loop
+async def test_a_refused_connection_is_refused(host: str) -> None:
+    async with world() as (w, _):
+        with closed_port(host) as target, pytest.raises(ConnectionRefusedError):
+            await w.connect(target)
+        assert w.counters[Cell.CONNECT_FAILED] == 1
+
+
+@pytest.mark.parametrize("host", [TARGET_V4, TARGET_V6])
+@on_loop
+async def test_a_dead_proxy_is_an_unreachable_network(host: str) -> None:
+    async with world() as (w, proxy):
+        proxy.close()
+        with pytest.raises(OSError) as caught:
+            await w.connect((host, 80))
+        assert caught.value.errno == errno.ENETUNREACH
+
+
+@on_loop
+async def test_a_reset_reaches_the_application() -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        writer.transport.abort()
+
+    async with world() as (w, _), tcp_server(reset, TARGET_V4) as target:
+        reader, writer = await w.connect(target)
+        writer.write(b"x")
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+
+
+@on_loop
+async def test_a_reset_reaches_the_server() -> None:
+    heard: asyncio.Future[type[BaseException] | None] = asyncio.get_running_loop().create_future()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"x")
+        try:
+            await reader.read()
+            heard.set_result(None)
+        except OSError as error:
+            heard.set_result(type(error))
+
+    async with world() as (w, _), tcp_server(listen, TARGET_V4) as target:
+        reader, writer = await w.connect(target)
+        await reader.readexactly(1)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        writer.transport.abort()
+        assert await heard is ConnectionResetError
+
+
+@on_loop
+async def test_the_application_may_give_up_while_the_proxy_dials() -> None:
+    dialed, hung_up = asyncio.Event(), asyncio.Event()
+
+    async def never_answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dialed.set()
+        await reader.read()
+        hung_up.set()
+
+    with network() as (client, tun):
+        async with tcp_server(never_answers, PROXY) as proxy:
+            with World(client, tun, proxy) as w:
+                connecting = asyncio.get_running_loop().create_task(w.connect((TARGET_V4, 80)))
+                await dialed.wait()
+                for connection in tuple(w.stack.connections.values()):
+                    connection.abort(monotonic())
+                await hung_up.wait()
+                with pytest.raises(ConnectionRefusedError):
+                    await connecting
+
+
+@pytest.mark.parametrize("host", [TARGET_V4, TARGET_V6])
+@on_loop
+async def test_datagrams_of_every_size_go_there_and_back(host: str) -> None:
+    loop = asyncio.get_running_loop()
+    async with world() as (w, _), udp_echo(host) as target:
+        with await w.udp(target) as sock:
+            for size in (0, 1, 1400, 8000, 65_507 if host == TARGET_V4 else 65_487):
+                payload = os.urandom(size)
+                sock.send(payload)
+                assert await loop.sock_recv(sock, 65536) == payload
+        assert w.counters[Cell.UDP_OPENED] == 1
+
+
+@on_loop
+async def test_without_udp_the_application_hears_it_at_once() -> None:
+    async with world(udp=False) as (w, _):
+        with await w.udp((TARGET_V4, 53)) as sock:
+            sock.send(b"x")
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.get_running_loop().sock_recv(sock, 100)

@@ -1,0 +1,1 @@
+"""One process of this package is one shard: link (ring <-> tun) + stack (sans-IO TCP/IP) + relay + upstream (SOCKS)."""

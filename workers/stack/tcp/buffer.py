@@ -1,0 +1,140 @@
+"""Our data until the application has acknowledged it: chunks from a free list that all connections of a stack share.
+
+Chunks come in three sizes. A connection starts with the smallest and gets the next when a read filled what it was offered, so
+ten thousand flows with a small answer each hold 4 KiB each, and a bulk flow reads 64 KiB at a time.
+"""
+
+from collections import deque
+
+from shared.buffer import Buffer
+from shared.metrics import Cell, Counters
+
+__all__ = ["CHUNK_SIZES", "ChunkPool", "SendBuffer"]
+
+CHUNK_SIZES = (4 * 1024, 16 * 1024, 64 * 1024)
+"""Bytes of memory of each class of chunk."""
+
+_FREE_MAX = (256, 64, 32)
+"""Free chunks kept of each class: 4 MiB altogether."""
+
+_LEFTOVER_MIN = 2048
+"""Bytes below which the rest of a chunk is not offered any more: a read into it would cost as much and bring little."""
+
+
+class ChunkPool:
+    """Last in, first out: the chunk given back last is still in the processor's cache."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._free: list[list[memoryview]] = [[] for _ in CHUNK_SIZES]
+        self._counters = counters
+
+    def take(self, size_class: int) -> memoryview:
+        """Return a writable view of CHUNK_SIZES[size_class] bytes, of any content."""
+        self._counters[Cell.BUFFER_BYTES] += CHUNK_SIZES[size_class]
+        free = self._free[size_class]
+        return free.pop() if free else memoryview(bytearray(CHUNK_SIZES[size_class]))
+
+    def give(self, size_class: int, memory: memoryview) -> None:
+        """Take back what `take` returned."""
+        self._counters[Cell.BUFFER_BYTES] -= CHUNK_SIZES[size_class]
+        free = self._free[size_class]
+        if len(free) < _FREE_MAX[size_class]:
+            free.append(memory)
+
+
+class _Chunk:
+    """Stream positions start..end lie in memory[0 .. end - start]."""
+
+    __slots__ = ("capacity", "end", "memory", "size_class", "start")
+
+    def __init__(self, start: int, capacity: int, size_class: int, memory: memoryview) -> None:
+        self.start = self.end = start
+        self.capacity = capacity  # bytes of `memory` in use at most: a whole number of segments
+        self.size_class = size_class
+        self.memory = memory
+
+
+class SendBuffer:
+    """The bytes of one connection between the oldest unacknowledged one and `end`, the position after the last."""
+
+    __slots__ = ("_chunks", "_full_capacity", "_held", "_limit", "_offered", "_pool", "_size_class", "end")
+
+    def __init__(self, pool: ChunkPool, start: int, limit: int, full_capacity: int) -> None:
+        """`limit`: bytes of memory to hold; `full_capacity`: bytes of the largest segment, used of each 64 KiB chunk."""
+        self._pool = pool
+        self._chunks: deque[_Chunk] = deque()
+        self._limit = limit
+        self._full_capacity = full_capacity
+        self._size_class = 0
+        self._held = 0
+        self._offered = 0  # bytes of the view that `space` returned and `commit` has not answered yet
+        self.end = start
+
+    def space(self) -> memoryview | None:
+        """Return a writable view for more data, None at the limit. The same place until `commit`."""
+        if self._chunks:
+            tail = self._chunks[-1]
+            used = tail.end - tail.start
+            room = tail.capacity - used
+            if room >= _LEFTOVER_MIN or (room and self._offered):
+                self._offered = room
+                return tail.memory[used : tail.capacity]
+        size_class = self._size_class
+        size = CHUNK_SIZES[size_class]
+        if self._held + size > self._limit and self._chunks:
+            return None
+        self._held += size
+        memory = self._pool.take(size_class)
+        capacity = min(size, self._full_capacity)
+        self._chunks.append(_Chunk(self.end, capacity, size_class, memory))
+        self._offered = capacity
+        return memory[:capacity]
+
+    def commit(self, length: int) -> None:
+        """The first `length` bytes of the view from `space` are data now; 0 gives the view back."""
+        offered = self._offered
+        assert 0 <= length <= offered, "commit() without space(), or of more than it offered"
+        self._offered = 0
+        tail = self._chunks[-1]
+        self.end = tail.end = tail.end + length
+        if length == offered:
+            self._size_class = min(self._size_class + 1, len(CHUNK_SIZES) - 1)
+        elif self._size_class and length * 4 <= CHUNK_SIZES[self._size_class - 1]:
+            self._size_class -= 1
+        if tail.end == tail.start:
+            self._give(self._chunks.pop())
+
+    def views(self, start: int, end: int) -> list[Buffer]:
+        """Return the bytes from position `start` to `end`, in pieces."""
+        tail = self._chunks[-1]
+        if start >= tail.start:
+            return [tail.memory[start - tail.start : end - tail.start]]
+        pieces: list[Buffer] = []
+        for chunk in self._chunks:
+            if chunk.end <= start:
+                continue
+            pieces.append(chunk.memory[start - chunk.start : min(end, chunk.end) - chunk.start])
+            start = chunk.end
+            if start >= end:
+                break
+        return pieces
+
+    def discard(self, position: int) -> None:
+        """Everything before `position` has been acknowledged: give the chunks back."""
+        chunks = self._chunks
+        while chunks and chunks[0].end <= position and not (self._offered and len(chunks) == 1):
+            self._give(chunks.popleft())
+
+    def _give(self, chunk: _Chunk) -> None:
+        self._held -= CHUNK_SIZES[chunk.size_class]
+        self._pool.give(chunk.size_class, chunk.memory)
+
+    def has_room(self) -> bool:
+        """Whether a quarter of the limit is free: below it, waking the relay would bring it little."""
+        return self._held * 4 <= self._limit * 3
+
+    def clear(self) -> None:
+        """Give all memory back; the connection is over."""
+        self._offered = 0
+        while self._chunks:
+            self._give(self._chunks.popleft())

@@ -1,0 +1,130 @@
+"""The application's data: what has come, what is missing, what may still be sent to us (RFC 9293 3.8.6, RFC 2018)."""
+
+from bisect import bisect_right
+
+from workers.stack.tcp.seqnum import MASK
+
+__all__ = ["RANGES_MAX", "Receiver"]
+
+RANGES_MAX = 256
+"""Out-of-order ranges a connection keeps; more are dropped and come again. Bounds what 1-byte segments with gaps cost."""
+
+_SACK_BLOCKS = 3  # as many as fit beside timestamps (RFC 2018 3)
+
+
+class Receiver:
+    """The receive half of one connection. Positions as in seqnum.py.
+
+    next      RCV.NXT: position of the next byte expected
+    acked     RCV.NXT as our last segment told it
+    edge      right edge of the window as our last segment told it; never moves back (RFC 9293 3.8.6.2.2)
+    backlog   in-order bytes that the upstream has not taken
+    fin_at    position of the application's FIN once it was seen, else None
+    """
+
+    __slots__ = (
+        "_latest", "_ranges", "acked", "backlog", "edge", "fin_at", "limit", "mss", "next", "out_of_order", "scale", "ts_recent",
+    )  # fmt: skip
+
+    def __init__(self, position: int, limit: int, mss: int) -> None:
+        """`limit`: bytes to hold at most, `mss`: payload bytes of the application's usual segments."""
+        self.next = self.acked = position
+        self.limit = limit
+        self.mss = mss
+        self.scale = 0
+        self.edge = position + min(limit, 0xFFFF)  # the SYN-ACK's window is not scaled (RFC 7323 2.2)
+        self.backlog = bytearray()
+        self.out_of_order = 0  # bytes in _ranges
+        self._ranges: list[tuple[int, bytearray]] = []  # (position, bytes): ascending, neither overlapping nor touching
+        self._latest = 0  # position in the range that changed last: its SACK block goes first (RFC 2018 4)
+        self.fin_at: int | None = None
+        self.ts_recent = 0  # RFC 7323 4.3
+
+    def use_scale(self, scale: int) -> None:
+        """Scale the windows we tell by `scale` bits; 0 when the application cannot scale (RFC 7323 2.3)."""
+        self.scale = scale
+        self.limit = min(self.limit, 0xFFFF << scale)
+
+    def window_field(self) -> int:
+        """Return the window to put in a segment that is being sent now, and remember its edge."""
+        window = self.limit
+        if self.backlog or self.out_of_order:
+            window -= len(self.backlog) + self.out_of_order
+            promised = self.edge - self.next
+            if window < promised + self._worth():
+                # Less than was promised, or not enough more: the edge stays. Rounded down it may seem to move back by less
+                # than 2**scale bytes, as RFC 7323 2.4 allows, but `edge` keeps what was promised. Rounded up, it would
+                # creep on with every segment, and the backlog with it.
+                window = promised
+        field = window >> self.scale
+        edge = self.next + (field << self.scale)
+        if edge > self.edge:
+            self.edge = edge
+        return field
+
+    def _worth(self) -> int:
+        """Bytes by which the window must grow to be worth telling (RFC 9293 3.8.6.2.2, SHLD-15)."""
+        return min(2 * self.mss, self.limit // 2)
+
+    def may_open_window(self) -> bool:
+        """Whether a window update is due: the upstream took enough since the last segment we sent."""
+        return self.next + self.limit - len(self.backlog) - self.out_of_order - self.edge >= self._worth()
+
+    def store(self, position: int, data: memoryview) -> None:
+        """Keep a copy of bytes that came ahead of `next`. What lies in ranges already held is not replaced."""
+        end = position + len(data)
+        ranges = self._ranges
+        index = bisect_right(ranges, position, key=lambda held: held[0])
+        if index and (before := ranges[index - 1])[0] + len(before[1]) >= position:
+            index -= 1
+            start, held = before
+        elif len(ranges) >= RANGES_MAX:
+            return
+        else:
+            start, held = position, bytearray()
+            ranges.insert(index, (start, held))
+        self._latest = start
+        self._extend(index, start, held, position, end, data)
+
+    def _extend(self, index: int, start: int, held: bytearray, position: int, end: int, data: memoryview) -> None:
+        """Add data[position..end] to the range at `index`, which reaches at least to `position`; swallow those it meets."""
+        ranges = self._ranges
+        while True:
+            reach = start + len(held)
+            has_next = index + 1 < len(ranges)
+            stop = min(end, ranges[index + 1][0]) if has_next else end
+            if stop > reach:
+                held += data[reach - position : stop - position]
+                self.out_of_order += stop - reach
+                reach = stop
+            if not has_next or reach < ranges[index + 1][0]:
+                return
+            held += ranges.pop(index + 1)[1]
+
+    def pop_ready(self) -> bytearray | None:
+        """Return the out-of-order bytes that begin at `next` or before it, trimmed to it; None when a gap remains."""
+        ranges = self._ranges
+        if not ranges or ranges[0][0] > self.next:
+            return None
+        start, held = ranges.pop(0)
+        self.out_of_order -= len(held)
+        del held[: self.next - start]
+        return held
+
+    def sack_blocks(self) -> list[tuple[int, int]]:
+        """Return the blocks to report as wire numbers, the one that changed last first (RFC 2018 4)."""
+        blocks: list[tuple[int, int]] = []
+        for start, held in self._ranges:
+            block = (start & MASK, (start + len(held)) & MASK)
+            if start <= self._latest < start + len(held):
+                blocks.insert(0, block)
+            else:
+                blocks.append(block)
+        return blocks[:_SACK_BLOCKS]
+
+    def clear(self) -> None:
+        """Drop all that is held; the connection is over."""
+        # A new object: the old one may be exported to a handler that is on the call stack.
+        self.backlog = bytearray()
+        self._ranges = []
+        self.out_of_order = 0

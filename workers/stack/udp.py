@@ -1,0 +1,81 @@
+"""UDP: datagrams of the application checked and handed on, datagrams to the application built (RFC 768)."""
+
+from shared.buffer import Buffer
+from shared.config import StackConfig
+from shared.metrics import Cell, Counters
+from shared.wire import ip, udp
+from shared.wire.checksum import ones_sum, pseudo_header_sum
+from shared.wire.virtio import F_DATA_VALID, F_NEEDS_CSUM, GSO_UDP_L4, HEADER, HEADER_LEN, HEADER_NONE
+from workers.stack import DatagramHandler, Transmit
+
+__all__ = ["UdpLayer"]
+
+
+class UdpLayer:
+    """The UDP part of a stack. It keeps no state of flows: that is the relay's."""
+
+    def __init__(
+        self, config: StackConfig, transmit: Transmit, on_datagram: DatagramHandler, counters: Counters
+    ) -> None:
+        self._config = config
+        self._transmit = transmit
+        self._on_datagram = on_datagram
+        self._counters = counters
+        self._ident = 0  # of the next packet sent in fragments
+
+    def process(self, packet: memoryview, version: int, source: bytes, destination: bytes, at: int, end: int) -> None:
+        """Check the datagram packet[at:end] and hand it on; one that the kernel left to us to cut (USO), piece by piece."""
+        if end - at < udp.HEADER_LENGTH:
+            self._counters[Cell.DROP_MALFORMED] += 1
+            return
+        source_port, destination_port, length, field = udp.HEADER.unpack_from(packet, at)
+        is_gso = packet[1] == GSO_UDP_L4
+        if is_gso:
+            length = end - at  # the field may tell of one piece only
+        if not udp.HEADER_LENGTH <= length <= end - at:
+            self._counters[Cell.DROP_MALFORMED] += 1
+            return
+        end = at + length
+        if not packet[0] & (F_NEEDS_CSUM | F_DATA_VALID):
+            if not field and version == 6:
+                self._counters[Cell.DROP_CHECKSUM] += 1  # RFC 8200 8.1: not optional
+                return
+            pseudo = pseudo_header_sum(source, destination, ip.UDP, length)
+            if field and ones_sum(packet[at:end], pseudo) != 0xFFFF:
+                self._counters[Cell.DROP_CHECKSUM] += 1
+                return
+        at += udp.HEADER_LENGTH
+        step = HEADER.unpack_from(packet)[3] if is_gso else 0
+        if not step:
+            self._on_datagram(version, source, source_port, destination, destination_port, packet[at:end])
+            return
+        for begin in range(at, end, step):
+            piece = packet[begin : min(begin + step, end)]
+            self._on_datagram(version, source, source_port, destination, destination_port, piece)
+
+    def send(
+        self, version: int, source: bytes, source_port: int, destination: bytes, destination_port: int, payload: Buffer
+    ) -> None:
+        """Send a datagram of at most udp.PAYLOAD_MAX bytes to the application, in fragments when it exceeds the MTU."""
+        size = memoryview(payload).nbytes
+        assert size <= udp.PAYLOAD_MAX, "no UDP datagram is longer than 65,507 bytes"
+        head = udp.header(source, source_port, destination, destination_port, payload)
+        length = udp.HEADER_LENGTH + size
+        if ip.HEADER_LENGTH[version] + length <= self._config.mtu:
+            self._transmit((HEADER_NONE + ip.header(version, source, destination, ip.UDP, length) + head, payload))
+            return
+        self._ident += 1
+        whole = memoryview(head + bytes(payload))
+        for fragment, part in ip.fragments(version, source, destination, ip.UDP, whole, self._config.mtu, self._ident):
+            self._transmit((HEADER_NONE + fragment, part))
+
+    def offending(
+        self, version: int, source: bytes, source_port: int, destination: bytes, destination_port: int, payload: Buffer
+    ) -> bytes:
+        """Rebuild the packet by which the application sent `payload`, to quote it in an ICMP error."""
+        head = udp.header(source, source_port, destination, destination_port, payload)
+        length = udp.HEADER_LENGTH + memoryview(payload).nbytes
+        return ip.header(version, source, destination, ip.UDP, length) + head + bytes(payload)
+
+
+assert HEADER_LEN == 10, "process() reads the flags and gso_type of the virtio header at bytes 0 and 1"

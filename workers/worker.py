@@ -1,0 +1,106 @@
+"""Composition root of one worker: control channel + link + stack + relay.
+
+Life: the first message on the control channel is Configure; privileges are dropped; Ready is answered; then packets flow
+until Stop, until the channel closes (the master is gone), or until SIGTERM.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+from encodings import idna  # noqa: F401 - imported while the library's files can still be read
+from time import monotonic
+
+import uvloop
+
+from shared import control
+from shared.config import WorkerConfig
+from shared.log import configure_logging
+from shared.pool import Pool, PoolLayout
+from workers.link import Link
+from workers.privileges import drop_privileges
+from workers.relay.relay import Relay
+from workers.stack.stack import Stack
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+
+
+def run(control_fd: int, pool_fd: int, tun_fd: int, doorbell: int, master_pid: int) -> int:
+    """Serve until told to stop; returns the exit code."""
+    channel = socket.socket(fileno=control_fd)
+    message = control.decode_from_master(channel.recv(control.MESSAGE_MAX))
+    assert isinstance(message, control.Configure), "the first message configures the worker"
+    config = message.config
+    configure_logging(config.log_level, config.log_format, name=f"worker {config.index}")
+    # Ctrl-C reaches the whole foreground group; the master decides when workers stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pool = Pool.attach(pool_fd, PoolLayout(config.workers, config.slots, config.ring_entries))
+    try:
+        drop_privileges(config.uid)
+    except OSError as error:
+        channel.send(control.encode(control.Failed(f"cannot become uid {config.uid}: {error.strerror}")))
+        return 1
+    if os.getppid() != master_pid:  # it died before PR_SET_PDEATHSIG was in force
+        return 1
+    # What exists now lives for ever: collections need not walk it. Flows are freed by reference counts.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    uvloop.run(_serve(config, channel, pool, tun_fd, doorbell))
+    return 0
+
+
+async def _serve(config: WorkerConfig, channel: socket.socket, pool: Pool, tun_fd: int, doorbell: int) -> None:
+    loop = asyncio.get_running_loop()
+    counters = pool.counters[config.index]
+    stopped = asyncio.Event()
+    channel.setblocking(False)
+
+    def on_udp_support(supported: bool, reason: str) -> None:
+        channel.send(control.encode(control.UdpSupport(supported, reason)))
+
+    link = Link(
+        loop,
+        ring=pool.ring(config.index),
+        free_ring=pool.free_ring(config.index),
+        slots=pool.slots,
+        doorbell=doorbell,
+        tun_fd=tun_fd,
+        virtio=config.stack.offload,
+        counters=counters,
+    )
+    relay = Relay(loop, config, counters, on_udp_support)
+    stack = Stack(
+        config.stack,
+        transmit=link.transmit,
+        on_syn=relay.on_syn,
+        on_datagram=relay.on_datagram,
+        secret=config.secret,
+        counters=counters,
+    )
+    relay.stack = stack
+    link.stack = stack
+
+    def on_control() -> None:
+        try:
+            data = channel.recv(control.MESSAGE_MAX)
+        except BlockingIOError:
+            return
+        if not data or isinstance(control.decode_from_master(data), control.Stop):
+            stopped.set()
+
+    loop.add_reader(channel.fileno(), on_control)
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    link.start()
+    channel.send(control.encode(control.Ready(os.getpid())))
+    await stopped.wait()
+
+    loop.remove_reader(channel.fileno())
+    link.close()
+    stack.close(monotonic())
+    relay.close()
+    channel.close()
