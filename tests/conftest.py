@@ -2,13 +2,12 @@
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
-from tests.support.netns import TAG_VARIABLE, LeakCheck, Topology, topology, wait_until
+from tests.support.netns import Topology, leaving_nothing, topology
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=False, max_examples=300)
@@ -36,22 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_leaks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail an e2e test that leaves a namespace, a process, a packet pool or shared memory behind."""
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail an e2e test that leaves a namespace, a process, a packet pool, shared memory or a routing rule behind."""
     if request.node.get_closest_marker("e2e") is None:
         yield
         return
-    tag = uuid.uuid4().hex
-    monkeypatch.setenv(TAG_VARIABLE, tag)
-    check = LeakCheck(tag)
-    yield
-    try:
-        # A process that was told to end may need a moment.
-        wait_until(lambda: not check.leaks(), timeout=5, what="the end of everything the test started")
-    except AssertionError:
-        left = check.leaks()
-        check.kill()
-        pytest.fail("left behind: " + "; ".join(left))
+    with leaving_nothing():
+        yield
 
 
 @pytest.fixture

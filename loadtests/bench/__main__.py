@@ -12,7 +12,8 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,9 +67,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
     try:
-        for record in _rounds(run, [peer for peer in chosen if peer.name in versions], steps):
-            run.records.append(record)
-            progress.print(_progress_line(run, record), markup=False, highlight=False)
+        # closing: the lab ends here, whatever happens, and not when the generator is collected.
+        with closing(_rounds(run, [peer for peer in chosen if peer.name in versions], steps)) as records:
+            for record in records:
+                run.records.append(record)
+                progress.print(_progress_line(run, record), markup=False, highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         progress.print("bench: interrupted; this is what there is so far", style="yellow")
         code = 1
@@ -79,7 +82,7 @@ def main() -> int:
     return code
 
 
-def _rounds(run: Run, chosen: Sequence[Peer], steps: Sequence[Step]) -> Iterator[Record]:
+def _rounds(run: Run, chosen: Sequence[Peer], steps: Sequence[Step]) -> Generator[Record, None, None]:
     """The interleaved run: every peer in every round, each time in a lab of its own. Raises BenchError, LabError."""
     for number in range(1, run.rounds + 1):
         for peer in chosen:

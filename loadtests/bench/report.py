@@ -7,7 +7,19 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from loadtests.bench.results import MEASURES, OURS, Measure, Medians, Record, Run, Verdict, medians, ratio, verdicts
+from loadtests.bench.results import (
+    MEASURES,
+    OURS,
+    Measure,
+    Medians,
+    Record,
+    Run,
+    Verdict,
+    medians,
+    ratio,
+    spread,
+    verdicts,
+)
 
 __all__ = ["load_json", "plot", "print_report", "save_json"]
 
@@ -36,9 +48,9 @@ def print_report(run: Run, console: Console) -> None:
     found = medians(run.records)
     console.print(_medians_table(run, found))
     if OURS in run.versions:
-        console.print(_ratios_table(found))
+        console.print(_ratios_table(run.records, found))
     for line in _not_measured(run):
-        console.print(line, style="yellow", markup=False)
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def _medians_table(run: Run, found: Medians) -> Table:
@@ -54,9 +66,9 @@ def _medians_table(run: Run, found: Medians) -> Table:
     return table
 
 
-def _ratios_table(found: Medians) -> Table:
+def _ratios_table(records: list[Record], found: Medians) -> Table:
     table = Table(title=f"{OURS} and its targets")
-    for name in ("measure", OURS, "× best sing-box", "× plain", "target", "verdict"):
+    for name in ("measure", OURS, "least – most", "× best sing-box", "× plain", "target", "verdict"):
         table.add_column(name, justify="left" if name in ("measure", "target", "verdict") else "right")
     held = verdicts(found)
     for measure in MEASURES.values():
@@ -67,6 +79,7 @@ def _ratios_table(found: Medians) -> Table:
         table.add_row(
             measure.title,
             _number(figures.get(OURS), measure.digits),
+            " – ".join(_number(end, measure.digits) for end in spread(records, OURS, measure.name) or ()),
             _number(ratio(figures, measure, "sing-box"), 2),
             _number(ratio(figures, measure, "plain"), 2),
             ", ".join(str(verdict.target) for verdict in mine),
@@ -76,7 +89,7 @@ def _ratios_table(found: Medians) -> Table:
 
 
 def _verdict_text(held: list[Verdict]) -> str:
-    """PASS when every target is reached; otherwise each one that is not, and those that cannot be told."""
+    """PASS when every target is reached; otherwise what falls short, with three decimals so that 0.999 is not read as 1."""
     if not held:
         return ""
     words = []
@@ -85,7 +98,7 @@ def _verdict_text(held: list[Verdict]) -> str:
             words.append("no figure")
         elif not verdict.passed:
             assert verdict.reached is not None, "a verdict that was given has a figure"
-            words.append(f"[red]short: {verdict.reached:.2f}[/red]")
+            words.append(f"[red]short: {verdict.reached:.3f}[/red]")
     return ", ".join(words) or "[green]PASS[/green]"
 
 

@@ -21,6 +21,7 @@ __all__ = [
     "best_sing_box",
     "medians",
     "ratio",
+    "spread",
     "verdicts",
 ]
 
@@ -160,6 +161,13 @@ def medians(records: Sequence[Record]) -> Medians:
         if record.value is not None:
             values.setdefault(record.measure, {}).setdefault(record.peer, []).append(record.value)
     return {measure: {peer: median(each) for peer, each in peers.items()} for measure, peers in values.items()}
+
+
+def spread(records: Sequence[Record], peer: str, measure: str) -> tuple[float, float] | None:
+    """Return the least and the greatest value of one peer's measure, None when there is none."""
+    values = [record.value for record in records if (record.peer, record.measure) == (peer, measure)]
+    found = [value for value in values if value is not None]
+    return (min(found), max(found)) if found else None
 
 
 def best_sing_box(figures: dict[str, float], better: Literal["higher", "lower"]) -> float | None:

@@ -174,6 +174,8 @@ def test_dont_fragment_and_reserved_flags_make_no_fragment() -> None:
         pytest.param(ipv6(A6, B6, UDP, b"abc"), id="IPv6 ports cut"),
         pytest.param(ipv6(A6, B6, HOP_BY_HOP, b"\x06\0\0\0\0\0\0"), id="IPv6 extension header cut"),
         pytest.param(ipv6(A6, B6, HOP_BY_HOP, b"\x06\xff" + bytes(6)), id="IPv6 extension header beyond the packet"),
+        pytest.param(ipv6(A6, B6, ROUTING, b""), id="IPv6 extension header behind the end"),
+        pytest.param(ipv6(A6, B6, HOP_BY_HOP, bytes((ROUTING, 255)) + bytes(6)), id="IPv6 chain that leaves the packet"),
         pytest.param(
             ipv6(A6, B6, TCP, bytes(20), extensions=((ROUTING, extension()),) * (EXTENSIONS_MAX + 1)), id="endless chain"
         ),
@@ -204,10 +206,14 @@ SEEDS = [
 ]
 
 
+# Most bytes mean nothing, a few make a chain of headers.
+values = st.integers(0, 255) | st.sampled_from([HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION_OPTIONS, ICMPV6, TCP, UDP])
+
+
 @settings(max_examples=500)
 @given(
     packet=st.sampled_from(SEEDS),
-    changes=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=6),
+    changes=st.lists(st.tuples(st.integers(0, 200), values), max_size=6),
     size=st.integers(0, 200),
 )
 def test_mutated_packet_raises_only_the_documented_exceptions(

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -226,14 +227,16 @@ class LeakCheck:
         self._namespaces = _namespaces()
         self._shared_memory = _shared_memory()
         self._own_pools = _pools(os.getpid())
+        self._rules = _rules()
 
     def leaks(self) -> list[str]:
-        """Return a line for each namespace, process, packet pool and shared-memory file that was not there before."""
+        """Return a line for each namespace, process, packet pool, shared-memory file and rule that was not there before."""
         return [
             *(f"namespace {name}" for name in _namespaces() - self._namespaces),
             *(f"process {pid}: {_command_line(pid)}" for pid in self._processes()),
             *(f"packet pool of the test itself: fd {fd}" for fd in _pools(os.getpid()) - self._own_pools),
             *(f"/dev/shm/{name}" for name in _shared_memory() - self._shared_memory),
+            *(f"routing rule of the machine: {rule}" for rule in _rules() - self._rules),
         ]
 
     def _processes(self) -> list[int]:
@@ -247,6 +250,32 @@ class LeakCheck:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+
+
+@contextmanager
+def leaving_nothing() -> Iterator[None]:
+    """Tag every process that the body starts. Raises AssertionError when it leaves something behind (LeakCheck)."""
+    outer = os.environ.get(TAG_VARIABLE)
+    os.environ[TAG_VARIABLE] = tag = uuid.uuid4().hex
+    check = LeakCheck(tag)
+    try:
+        yield
+    finally:
+        del os.environ[TAG_VARIABLE]
+        if outer is not None:
+            os.environ[TAG_VARIABLE] = outer
+    try:
+        # A process that was told to end may need a moment.
+        wait_until(lambda: not check.leaks(), timeout=5, what="the end of everything the test started")
+    except AssertionError:
+        left = check.leaks()
+        check.kill()
+        raise AssertionError("left behind: " + "; ".join(left)) from None
+
+
+def _rules() -> set[str]:
+    """Routing rules of the namespace that the tests run in: no test has any business there."""
+    return {*ip("-4", "rule").splitlines(), *ip("-6", "rule").splitlines()}
 
 
 def _namespaces() -> set[str]:

@@ -102,7 +102,11 @@ class Stack:
             start = _TCP6_AT
             end = total + _TCP6_AT
         else:
-            self._process_other(packet, now)
+            is_plain_udp = (first == 0x45 and packet[19] == ip.UDP) or (
+                first >> 4 == 6 and packet[16] == ip.UDP and size >= _TCP6_AT + 8
+            )
+            if not (is_plain_udp and self.udp.process_plain(packet)):
+                self._process_other(packet, now)
             return
         if not start + 20 <= end <= size:
             self.counters[Cell.DROP_MALFORMED] += 1

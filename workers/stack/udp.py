@@ -1,4 +1,9 @@
-"""UDP: datagrams of the application checked and handed on, datagrams to the application built (RFC 768)."""
+"""UDP: datagrams of the application checked and handed on, datagrams to the application built (RFC 768).
+
+`process_plain` and the first lines of `send` are the fast paths: the packet as nearly all packets are.
+"""
+
+from struct import Struct
 
 from shared.buffer import Buffer
 from shared.config import StackConfig
@@ -7,8 +12,18 @@ from shared.wire import ip, udp
 from shared.wire.checksum import ones_sum, pseudo_header_sum
 from shared.wire.virtio import F_DATA_VALID, F_NEEDS_CSUM, GSO_UDP_L4, HEADER, HEADER_LEN, HEADER_NONE
 from workers.stack import DatagramHandler, Transmit
+from workers.stack.udp_header import Template, pack_header, template
 
 __all__ = ["UdpLayer"]
+
+# flags, gso_type | total length, fragment | addresses, ports, length
+_PLAIN4 = Struct(">BB10xH2xH4x4s4sHHH2x").unpack_from
+# flags, gso_type | payload length | addresses, ports, length
+_PLAIN6 = Struct(">BB12xH2x16s16sHHH2x").unpack_from
+_VOUCHED = F_NEEDS_CSUM | F_DATA_VALID
+
+TEMPLATES_MAX = 4096
+"""Pairs of peer and application whose header is remembered; then all are forgotten and made anew."""
 
 
 class UdpLayer:
@@ -21,7 +36,28 @@ class UdpLayer:
         self._transmit = transmit
         self._on_datagram = on_datagram
         self._counters = counters
+        self._plain_max = config.mtu - 48  # payload of a datagram that is never sent in fragments
         self._ident = 0  # of the next packet sent in fragments
+        self._templates: dict[tuple[bytes, int, bytes, int], Template] = {}
+
+    def process_plain(self, packet: memoryview) -> bool:
+        """Hand on a datagram without IP options or extension headers that needs no look at its checksum.
+
+        False: it is not of that kind (or not right), `process` is to look at it. `packet` is as long as its headers at least.
+        """
+        size = len(packet)
+        if packet[HEADER_LEN] == 0x45:
+            flags, gso, total, fragment, source, destination, source_port, destination_port, length = _PLAIN4(packet)
+            end, at, version = HEADER_LEN + total, HEADER_LEN + 28, 4
+            if fragment & ip.IPV4_FRAGMENT_MASK:
+                return False
+        else:
+            flags, gso, total, source, destination, source_port, destination_port, length = _PLAIN6(packet)
+            end, at, version = HEADER_LEN + 40 + total, HEADER_LEN + 48, 6
+        if not flags & _VOUCHED or gso or end > size or length < 8 or at - 8 + length != end:
+            return False
+        self._on_datagram(version, source, source_port, destination, destination_port, packet[at:end])
+        return True
 
     def process(self, packet: memoryview, version: int, source: bytes, destination: bytes, at: int, end: int) -> None:
         """Check the datagram packet[at:end] and hand it on; one that the kernel left to us to cut (USO), piece by piece."""
@@ -57,8 +93,15 @@ class UdpLayer:
         self, version: int, source: bytes, source_port: int, destination: bytes, destination_port: int, payload: Buffer
     ) -> None:
         """Send a datagram of at most udp.PAYLOAD_MAX bytes to the application, in fragments when it exceeds the MTU."""
-        size = memoryview(payload).nbytes
+        size = len(payload)
         assert size <= udp.PAYLOAD_MAX, "no UDP datagram is longer than 65,507 bytes"
+        if self._config.offload and size <= self._plain_max:
+            key = (source, source_port, destination, destination_port)
+            made = self._templates.get(key)
+            if made is None:
+                made = self._remember_template(version, key)
+            self._transmit((pack_header(made, size), payload))
+            return
         head = udp.header(source, source_port, destination, destination_port, payload)
         length = udp.HEADER_LENGTH + size
         if ip.HEADER_LENGTH[version] + length <= self._config.mtu:
@@ -68,6 +111,12 @@ class UdpLayer:
         whole = memoryview(head + bytes(payload))
         for fragment, part in ip.fragments(version, source, destination, ip.UDP, whole, self._config.mtu, self._ident):
             self._transmit((HEADER_NONE + fragment, part))
+
+    def _remember_template(self, version: int, key: tuple[bytes, int, bytes, int]) -> Template:
+        if len(self._templates) >= TEMPLATES_MAX:
+            self._templates.clear()
+        made = self._templates[key] = template(version, *key)
+        return made
 
     def offending(
         self, version: int, source: bytes, source_port: int, destination: bytes, destination_port: int, payload: Buffer

@@ -17,10 +17,11 @@ from shared.wire import tcp
 from shared.wire.tcp import ACK, FIN, PSH, RST, SYN, TIMESTAMP, TIMESTAMP_LAYOUT, Options
 from workers.stack import CloseReason, Refusal, TcpHandler
 from workers.stack.tcp.buffer import CHUNK_SIZES, SendBuffer
+from workers.stack.tcp.flight import Segment
 from workers.stack.tcp.header import HeaderTemplate
 from workers.stack.tcp.receiver import Receiver
 from workers.stack.tcp.rtt import RTO_INITIAL
-from workers.stack.tcp.sender import Segment, Sender
+from workers.stack.tcp.sender import Sender
 from workers.stack.tcp.seqnum import HALF, MASK, is_before, unwrap
 from workers.stack.tcp.states import TRANSITIONS, Event, State
 from workers.stack.timers import Entry
@@ -35,7 +36,7 @@ MSS_MIN = (
     88  # as Linux' min_snd_mss 48, timestamps besides: a tiny MSS makes us send a header per few bytes (CVE-2019-11479)
 )
 MTU_MIN = {4: 552, 6: 1280}  # bytes believed of an ICMP "too big": Linux' min_pmtu, and RFC 8201 4
-SEGMENT_MAX = 65535 - 72  # payload, so that the headers of either version with timestamps fit an IP packet
+SEGMENT_MAX = 65535 - 52  # payload: with IPv4 and TCP headers and timestamps the largest packet, of either version
 DELAYED_ACK = 0.04  # seconds a lone segment's ACK waits for data to ride on; RFC 9293 3.8.6.3 allows 0.5
 ACK_EVERY_MAX = 32 * 1024  # bytes after which an ACK goes out with the batch, however large the MSS
 QUICK_ACKS = 16  # ACKs not delayed after a delay was in vain: the application waits for ACKs, not for answers
@@ -85,41 +86,11 @@ class TcpConnection:
     """
 
     __slots__ = (
-        "_ack_at",
-        "_ack_now",
-        "_challenged_at",
-        "_eof_told",
-        "_header",
-        "_header_length",
-        "_heard_at",
-        "_irs",
-        "_iss",
-        "_options",
-        "_predicted",
-        "_quick_acks",
-        "_shutdown",
-        "_silent_at",
-        "_stack",
-        "_starved",
-        "_syn_retries",
-        "_timestamps",
-        "_ts_offset",
-        "_unanswered",
-        "_window_position",
-        "_window_scale",
-        "ack_queued",
-        "destination",
-        "destination_port",
-        "handler",
-        "key",
-        "receiver",
-        "sender",
-        "source",
-        "source_port",
-        "state",
-        "syn",
-        "timer",
-        "version",
+        "_ack_at", "_ack_now", "_challenged_at", "_eof_told", "_header", "_header_length", "_heard_at", "_irs",
+        "_iss", "_options", "_predicted", "_quick_acks", "_shutdown", "_silent_at", "_stack", "_starved",
+        "_syn_retries", "_timestamps", "_ts_offset", "_unanswered", "_window_position", "_window_scale",
+        "ack_queued", "destination", "destination_port", "handler", "key", "receiver", "sender", "source",
+        "source_port", "state", "syn", "timer", "version",
     )  # fmt: skip
 
     def __init__(
@@ -154,7 +125,9 @@ class TcpConnection:
         self._ts_offset = ts_offset
         self._header_length = 32 if self._timestamps else 20
         own_mss = stack.mss[version]
-        mss = min(max(options.mss or MSS_DEFAULT[version], MSS_MIN), own_mss) - (12 if self._timestamps else 0)
+        mss = min(max(options.mss or MSS_DEFAULT[version], MSS_MIN), own_mss) - (
+            12 if self._timestamps else 0
+        )  # RFC 6691
         self.receiver = Receiver(irs + 1, config.receive_buffer, own_mss)
         if options.timestamps is not None:
             self.receiver.ts_recent = options.timestamps[0]
@@ -440,16 +413,13 @@ class TcpConnection:
         elif ack < sender.una:
             return
         elif not length and not blocks and window == sender.window and sender.in_flight:
-            sender.duplicate_ack(now)
+            sender.duplicate_ack()
         if window != sender.window and (
             advances
             or position > self._window_position
             or (position == self._window_position and window > sender.window)
         ):
             sender.update_window(window)
-            if not sender.in_flight:
-                sender.rtt.reset_backoff()  # the end of a zero window, which was backed off for
-                sender.retransmit_at = math.inf
         self._window_position = position
         if blocks:
             sender.selectively_acknowledge(blocks, now)

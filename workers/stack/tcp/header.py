@@ -32,15 +32,7 @@ class HeaderTemplate:
     """Makes the headers of one connection's segments towards the application."""
 
     __slots__ = (
-        "_fixed_sum",
-        "_flow",
-        "_gso",
-        "_offload",
-        "_plain",
-        "_pseudo",
-        "_tcp_length",
-        "_timestamps",
-        "_version",
+        "_fixed_sum", "_flow", "_gso", "_offload", "_plain", "_pseudo", "_tcp_length", "_timestamps", "_version",
         "mss",
     )  # fmt: skip
 

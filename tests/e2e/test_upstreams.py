@@ -1,0 +1,72 @@
+"""Every kind of proxy: an application that knows nothing of it reaches TCP and UDP servers, or is refused honestly."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import upstreams
+from tests.support.engine import running_engine
+from tests.support.netns import TARGET_V4, TARGET_V6, Topology
+from tests.support.sockets import udp_socket
+from tests.support.upstreams import Upstream, needs, targets
+
+pytestmark = pytest.mark.e2e
+
+
+@dataclass(frozen=True)
+class Case:
+    """A proxy and what it can do."""
+
+    start: Upstream
+    ipv6: bool = True
+    """It reaches IPv6 targets."""
+    udp: bool = False
+
+
+CASES = {
+    "embedded": Case(lambda internet, _: upstreams.embedded(internet), udp=True),
+    "embedded-at-ipv6": Case(upstreams.over_ipv6, udp=True),
+    "embedded-without-udp": Case(lambda internet, _: upstreams.embedded(internet, "--no-udp")),
+    "dante": Case(upstreams.dante, udp=True),
+    "dante-password": Case(upstreams.dante_with_password, udp=True),
+    "dante-socks4": Case(upstreams.dante_socks4, ipv6=False),
+    "microsocks-password": Case(upstreams.microsocks),
+    "ssh-D": Case(upstreams.openssh),
+    "v2ray": Case(upstreams.v2ray, udp=True),
+    "v2ray-without-udp": Case(upstreams.v2ray_without_udp),
+    "tinyproxy-http-password": Case(upstreams.tinyproxy),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_application_without_proxy_setting_reaches_tcp_and_udp(
+    net: Topology, tmp_path: Path, run_dir: Path, case: Case
+) -> None:
+    curl = needs("curl", "curl")
+    with (
+        targets(net.internet),
+        case.start(net.internet, tmp_path) as url,
+        running_engine(net.client, run_dir, proxy=url) as engine,
+    ):
+        net.refuse_direct()
+        expected = hashlib.sha256(b"/page").hexdigest()
+        for host in (TARGET_V4, f"[{TARGET_V6}]") if case.ipv6 else (TARGET_V4,):
+            assert net.client.run(curl, "-sS", "--max-time", "20", f"http://{host}/page") == expected
+        for wildcard, host in ("0.0.0.0", TARGET_V4), ("::", TARGET_V6):
+            if not case.udp:
+                with pytest.raises(ConnectionRefusedError):  # ICMP port unreachable, at once
+                    udp_echo(net, wildcard, host)
+            elif case.ipv6:
+                assert udp_echo(net, wildcard, host) == b"hello"
+        assert engine.status().udp.startswith("yes" if case.udp else "no: ")
+        assert net.direct_packets() == 0
+
+
+def udp_echo(net: Topology, wildcard: str, host: str) -> bytes:
+    """Send a datagram to the echo server, return its answer. Raises OSError as the application sees it."""
+    with udp_socket(net.client, wildcard) as sock:
+        sock.connect((host, 7))
+        sock.send(b"hello")
+        return sock.recv(100)
