@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.control import EngineStatus
+from engine.control import EngineStatus, WorkerStatus
 
 __all__ = ["print_status"]
 
@@ -21,26 +21,33 @@ def print_status(status: EngineStatus) -> None:
         f"{status.pool_free} of {status.pool_slots} slots free; "
         f"dropped: {_drops({'tun_queue_full': status.tun_dropped} | status.drops)}"
     )
-    table = Table()
-    table.add_column("worker")
-    for title in ("pid", "state", "restarts", "TCP", "UDP", "in", "out", "retransmits", "connect failed"):
-        table.add_column(title, justify="right")
-    table.add_column("dropped")
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for title in ("#", "pid", "state", "restarts", "TCP", "UDP", "in", "out", "dropped"):
+        numeric = title not in ("state", "dropped")
+        table.add_column(title, justify="right" if numeric else "left", no_wrap=title != "dropped")
     for worker in status.workers:
         table.add_row(
             str(worker.index),
             str(worker.pid or "-"),
             worker.state,
             str(worker.restarts),
-            f"{worker.tcp_active:,} of {worker.tcp_opened:,}",
-            f"{worker.udp_active:,} of {worker.udp_opened:,}",
+            f"{worker.tcp_active:,}",
+            f"{worker.udp_active:,}",
             f"{worker.packets_in:,}",
-            f"{worker.packets_out:,}, {_bytes(worker.bytes_out)}",
-            f"{worker.tcp_retransmits:,}",
-            f"{worker.connect_failed:,}",
+            f"{worker.packets_out:,}",
             _drops(worker.drops),
         )
     console.print(table)
+    workers = status.workers
+    console.print(
+        f"in all: {_sum(workers, 'tcp_opened'):,} TCP and {_sum(workers, 'udp_opened'):,} UDP flows opened, "
+        f"{_sum(workers, 'connect_failed'):,} connects failed, {_sum(workers, 'tcp_retransmits'):,} retransmits, "
+        f"{_bytes(_sum(workers, 'bytes_out'))} to applications"
+    )
+
+
+def _sum(workers: list[WorkerStatus], field: str) -> int:
+    return sum(getattr(worker, field) for worker in workers)
 
 
 def _drops(drops: dict[str, int]) -> str:

@@ -197,6 +197,8 @@ class Supervisor:
             return
         message = control.decode_from_worker(data)
         if isinstance(message, control.Ready):
+            if worker.state is not WorkerState.STARTING:
+                return  # it crossed our Stop
             worker.set_state(WorkerState.RUNNING)
             log.info("worker %d serves (pid %d)", worker.index, message.pid)
             if worker.ready is not None and not worker.ready.done():

@@ -24,12 +24,12 @@ from engine.demo.lab import LabError
 from loadtests.bench.lab import BenchError, Lab
 from loadtests.bench.measure import STEPS, Bench, Step, measure_peer
 from loadtests.bench.peers import Peer, peers
-from loadtests.bench.report import plot, print_report, save_json
+from loadtests.bench.report import PLOT_SUFFIXES, plot, print_report, save_json
 from loadtests.bench.results import MEASURES, Machine, Record, Run
 from loadtests.bench.servers import SOCKS_PROGRAMS, SOCKS_SERVERS, servers
 
-DEFAULT_ROUNDS, DEFAULT_SECONDS = 3, 3.0
-QUICK_ROUNDS, QUICK_SECONDS = 1, 1.0
+DEFAULT_ROUNDS, DEFAULT_SECONDS = 3, 3
+QUICK_ROUNDS, QUICK_SECONDS = 1, 1
 TABLE_WIDTH = 160
 """Columns of a report that does not go to a terminal."""
 
@@ -52,23 +52,13 @@ def main() -> int:
         return 3
 
     chosen = [everyone[name] for name in options.peers or everyone]
-    versions = {peer.name: found for peer in chosen if (found := peer.version()) is not None}
-    run = Run(
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=f"python -m loadtests.bench {shlex.join(sys.argv[1:])}".rstrip(),
-        machine=_machine(),
-        socks=options.socks,
-        rounds=options.rounds,
-        seconds=options.seconds,
-        versions=versions,
-        unavailable={peer.name: f"not installed ({peer.install})" for peer in chosen if peer.name not in versions},
-        records=[],
-    )
+    run = _new_run(options, chosen)
+    present = [peer for peer in chosen if peer.name in run.versions]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
     try:
         # closing: the lab ends here, whatever happens, and not when the generator is collected.
-        with closing(_rounds(run, [peer for peer in chosen if peer.name in versions], steps)) as records:
+        with closing(_rounds(run, present, steps)) as records:
             for record in records:
                 run.records.append(record)
                 progress.print(_progress_line(run, record), markup=False, highlight=False, soft_wrap=True)
@@ -80,6 +70,22 @@ def main() -> int:
         code = 1
     _report(run, options.json, options.plot)
     return code
+
+
+def _new_run(options: argparse.Namespace, chosen: Sequence[Peer]) -> Run:
+    """The run before its first record: where it is made, with what, and which peers are missing."""
+    versions = {peer.name: found for peer in chosen if (found := peer.version()) is not None}
+    return Run(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=f"python -m loadtests.bench {shlex.join(sys.argv[1:])}".rstrip(),
+        machine=_machine(),
+        socks=options.socks,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        versions=versions,
+        unavailable={peer.name: f"not installed ({peer.install})" for peer in chosen if peer.name not in versions},
+        records=[],
+    )
 
 
 def _rounds(run: Run, chosen: Sequence[Peer], steps: Sequence[Step]) -> Generator[Record, None, None]:
@@ -103,11 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m loadtests.bench", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     names = ", ".join(peers(workers=1))
-    add(
-        "--quick", action="store_true", help=f"{QUICK_ROUNDS} round of {QUICK_SECONDS:g} s a load: does it work at all?"
-    )
+    add("--quick", action="store_true", help=f"{QUICK_ROUNDS} round of {QUICK_SECONDS} s a load: does it work at all?")
     add("--rounds", type=int, help=f"default {DEFAULT_ROUNDS}")
-    add("--seconds", type=float, help=f"duration of each load, default {DEFAULT_SECONDS:g}")
+    add("--seconds", type=int, help=f"duration of each load, default {DEFAULT_SECONDS}")
     add("--peers", type=_names, metavar="NAMES", help=f"comma-separated, default all: {names}")
     add(
         "--only", type=_names, metavar="MEASURES", help="comma-separated measures or beginnings, such as tcp,udp_up,pss"
@@ -121,8 +125,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _options() -> argparse.Namespace:
     options = _parser().parse_args()
-    options.rounds = options.rounds or (QUICK_ROUNDS if options.quick else DEFAULT_ROUNDS)
-    options.seconds = options.seconds or (QUICK_SECONDS if options.quick else DEFAULT_SECONDS)
+    if options.rounds is None:
+        options.rounds = QUICK_ROUNDS if options.quick else DEFAULT_ROUNDS
+    if options.seconds is None:
+        options.seconds = QUICK_SECONDS if options.quick else DEFAULT_SECONDS
     return options
 
 
@@ -144,6 +150,13 @@ def _problem(options: argparse.Namespace, steps: Sequence[Step], known: Collecti
     for name in options.only or ():
         if not any(measure.startswith(name) for measure in MEASURES):
             return f"--only: no measure begins with {name}; there are {', '.join(MEASURES)}"
+    if options.rounds < 1 or options.seconds < 1 or options.workers < 1:
+        return "--rounds, --seconds and --workers are whole numbers from 1"
+    for option, path in (("--json", options.json), ("--plot", options.plot)):
+        if path is not None and not path.absolute().parent.is_dir():
+            return f"{option}: there is no directory {path.absolute().parent}"
+    if options.plot is not None and options.plot.suffix not in PLOT_SUFFIXES:
+        return f"--plot: the name must end in one of {', '.join(PLOT_SUFFIXES)}"
     if options.plot is not None and find_spec("matplotlib") is None:
         return "--plot needs matplotlib: pip install matplotlib"
     programs = dict([*_TOOLS.items(), *(step.tool for step in steps if step.tool is not None)])

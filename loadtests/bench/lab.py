@@ -135,7 +135,7 @@ def check_running(service: Service) -> None:
     """Raise BenchError with the last words of `service` if it has ended."""
     code = service.process.poll()
     if code is not None:
-        raise BenchError(f"{service.name} ended with exit code {code}: {_last_words(service.output)}")
+        raise BenchError(f"{service.name} ended with exit code {code}: {_last_words(service.output) or 'no output'}")
 
 
 def _last_words(output: str) -> str:

@@ -31,7 +31,7 @@ class Bench:
 
     lab: Lab
     peer: Peer
-    seconds: float
+    seconds: int
     """Duration of each load."""
 
     def client(self, command: Sequence[str]) -> str:
@@ -65,7 +65,7 @@ class Step:
 
 def tcp(bench: Bench, direction: str, flows: int) -> list[Reading]:
     """iperf3: what the receiving side counted, and what the engine's processes spent on it."""
-    command = ["iperf3", "--client", TARGET, "--port", str(IPERF_PORT), "--json", "--time", f"{bench.seconds:g}"]
+    command = ["iperf3", "--client", TARGET, "--port", str(IPERF_PORT), "--json", "--time", str(bench.seconds)]
     command += ["--parallel", str(flows), *(["--reverse"] if direction == "down" else [])]
     with iperf_server(bench.lab):
         before = bench.cpu_seconds()
@@ -84,7 +84,7 @@ def connections(bench: Bench) -> list[Reading]:
     """Connections that were opened, echoed a byte and were closed."""
     ports = [str(ECHO_PORTS.start), str(ECHO_PORTS.stop)]
     program = [sys.executable, "-m", "loadtests.bench.connection_load", TARGET, *ports]
-    counts = json.loads(bench.client([*program, f"{bench.seconds:g}", str(CONNECTION_THREADS)]))
+    counts = json.loads(bench.client([*program, str(bench.seconds), str(CONNECTION_THREADS)]))
     if not counts["opened"]:
         raise BenchError(f"no connection succeeded, {counts['failed']} failed")
     note = f"{counts['failed']} failed" if counts["failed"] else None
@@ -93,7 +93,7 @@ def connections(bench: Bench) -> list[Reading]:
 
 def http(bench: Bench, connections: int) -> list[Reading]:
     """Keep-alive requests, by wrk."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(bench.seconds))}s", f"http://{TARGET}:{HTTP_PORT}/"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{bench.seconds}s", f"http://{TARGET}:{HTTP_PORT}/"]
     output = bench.client(command)
     rate = re.search(r"Requests/sec: +([\d.]+)", output)
     if rate is None or not float(rate[1]):
@@ -107,7 +107,7 @@ def http(bench: Bench, connections: int) -> list[Reading]:
 def udp(bench: Bench, direction: str, size: int) -> list[Reading]:
     """Datagrams that arrived, of a sender that goes as fast as it can."""
     lab = bench.lab
-    rest = [f"{TARGET}:{UDP_PORT}", direction, str(size), f"{bench.seconds:g}"]
+    rest = [f"{TARGET}:{UDP_PORT}", direction, str(size), str(bench.seconds)]
     program = [sys.executable, "-m", "loadtests.bench.datagram_load"]
     with lab.start(lab.internet, "UDP server", [*program, "server", *rest]) as server:
         server.wait_for("listening", MARGIN)

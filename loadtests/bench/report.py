@@ -21,8 +21,9 @@ from loadtests.bench.results import (
     verdicts,
 )
 
-__all__ = ["load_json", "plot", "print_report", "save_json"]
+__all__ = ["PLOT_SUFFIXES", "load_json", "plot", "print_report", "save_json"]
 
+PLOT_SUFFIXES = (".png", ".svg")
 MISSING = "–"
 _GROUPS = {"TCP": "tcp_", "CPU": "cpu_", "UDP": "udp_", "connections": "connections", "HTTP": "http_", "PSS": "pss_"}
 """Panel of the plot -> beginning of the names of its measures."""
@@ -124,7 +125,7 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def plot(run: Run, path: Path) -> None:
-    """Draw the medians as bars and every round as a dot; the suffix of `path` (.png, .svg) is the format.
+    """Draw the medians as bars and every round as a dot; the suffix of `path`, one of PLOT_SUFFIXES, is the format.
 
     Raises ImportError without matplotlib, OSError, and ValueError for an unknown suffix.
     """

@@ -73,7 +73,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     socks: str
     """Kind of SOCKS server."""
     rounds: int
-    seconds: float
+    seconds: int
     """Of each load."""
     versions: dict[str, str]
     """Peer -> version; only peers that were measured."""

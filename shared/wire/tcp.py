@@ -26,6 +26,7 @@ __all__ = [
     "Options",
     "build",
     "parse_options",
+    "reverse",
     "sack_option",
     "syn_options",
     "timestamp_option",
@@ -41,6 +42,7 @@ ECE = 0x40
 CWR = 0x80
 
 HEADER = Struct(">HHIIHHHH")
+_AFTER_PORTS = Struct(">IIHHHH")
 
 TIMESTAMP = Struct(">III")  # layout, TSval, TSecr
 TIMESTAMP_LAYOUT = 0x0101080A
@@ -129,12 +131,14 @@ def syn_options(options: Options) -> bytes:
     return b"".join(parts)
 
 
+def reverse(flow: bytes) -> bytes:
+    """Turn a flow key, source and destination address and ports as in a packet, into that of the answering packet."""
+    size = len(flow) // 2 - 2
+    return flow[size : 2 * size] + flow[:size] + flow[-2:] + flow[-4:-2]
+
+
 def build(
-    version: int,
-    source: bytes,
-    source_port: int,
-    destination: bytes,
-    destination_port: int,
+    flow: bytes,
     *,
     seq: int,
     ack: int,
@@ -145,11 +149,13 @@ def build(
 ) -> bytes:
     """Return a whole packet: empty virtio header, IP, TCP, all checksums complete. For the rare segments.
 
-    `seq`, `ack` and `window` as they stand on the wire; `options` a multiple of 4 bytes.
+    `flow`: source and destination address, source and destination port, as they stand in the packet. `seq`, `ack` and
+    `window` as they stand on the wire; `options` a multiple of 4 bytes.
     """
+    size = len(flow) // 2 - 2
+    source, destination = flow[:size], flow[size : 2 * size]
     length = 20 + len(options) + len(payload)
     offset_flags = (5 + len(options) // 4) << 12 | flags
-    head = HEADER.pack(source_port, destination_port, seq, ack, offset_flags, window, 0, 0)
-    segment = bytearray(head + options + payload)
+    segment = bytearray(flow[-4:] + _AFTER_PORTS.pack(seq, ack, offset_flags, window, 0, 0) + options + payload)
     segment[16:18] = checksum(segment, pseudo_header_sum(source, destination, ip.TCP, length)).to_bytes(2, "big")
-    return HEADER_NONE + ip.header(version, source, destination, ip.TCP, length) + segment
+    return HEADER_NONE + ip.header(4 if size == 4 else 6, source, destination, ip.TCP, length) + segment

@@ -8,7 +8,7 @@ import pytest
 from engine.demo.service import Service
 from tests.support.engine import Bed
 from tests.support.engine import bed as make_bed
-from tests.support.netns import OTHER_TARGET_V4, TARGET_V4, TARGET_V6, wait_until
+from tests.support.netns import OTHER_TARGET_V4, TARGET_V4, TARGET_V6
 from tests.support.sockets import pseudo_random, udp_socket
 from tests.support.upstreams import needs, targets
 
@@ -27,10 +27,10 @@ def narrow_bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
 
 @pytest.mark.parametrize("mtu", ["65535", "1500"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_datagram_of_any_size_is_echoed_whole(request: pytest.FixtureRequest, mtu: str, family: str) -> None:
-    bed: Bed = request.getfixturevalue("bed" if mtu == "65535" else "narrow_bed")
+def test_datagram_of_any_size_is_echoed_whole(bed: Bed, narrow_bed: Bed, mtu: str, family: str) -> None:
+    net = bed.net if mtu == "65535" else narrow_bed.net
     wildcard, host = FAMILIES[family]
-    with targets(bed.net.internet), udp_socket(bed.net.client, wildcard) as app:
+    with targets(net.internet), udp_socket(net.client, wildcard) as app:
         for size in SIZES:
             payload = pseudo_random(size)
             app.sendto(payload, (host, 7))
@@ -44,14 +44,15 @@ def test_socket_keeps_one_mapping_to_all_peers(bed: Bed, family: str) -> None:
     internet = bed.net.internet
     others = [host, host, OTHER_TARGET_V4 if family == "ipv4" else host]
     with udp_socket(bed.net.client, wildcard) as app:
-        sources = set()
+        mappings = set()
         for other in others:
             with udp_socket(internet, other) as peer:
                 app.sendto(b"who am I", peer.getsockname()[:2])
-                sources.add(peer.recvfrom(100)[1][:2])
-        assert len(sources) == 1, "endpoint-independent mapping (RFC 4787, REQ-1)"
+                mapping = peer.recvfrom(100)[1][:2]
+                mappings.add(mapping[1])  # the proxy stands on the targets' machine: its address there is the target's
+        assert len(mappings) == 1, "endpoint-independent mapping (RFC 4787, REQ-1)"
         with udp_socket(internet, host) as stranger:
-            stranger.sendto(b"unasked", sources.pop())
+            stranger.sendto(b"unasked", mapping)
             data, source = app.recvfrom(100)
             assert (data, source[:2]) == (b"unasked", stranger.getsockname()[:2]), "filtering (RFC 4787, REQ-8)"
 
@@ -61,14 +62,6 @@ def test_datagram_to_a_peer_that_is_not_there_does_no_harm(bed: Bed) -> None:
         app.sendto(b"nobody", (TARGET_V4, 9))
         app.sendto(b"somebody", peer.getsockname())
         assert peer.recv(100) == b"somebody"
-
-
-def test_closed_association_is_not_kept_for_ever(bed: Bed) -> None:
-    """The proxy dies: its associations are gone at once, and the next datagram makes the application hear of it."""
-    with udp_socket(bed.net.client, "0.0.0.0") as app, udp_socket(bed.net.internet, TARGET_V4) as peer:
-        app.sendto(b"hello", peer.getsockname())
-        assert peer.recv(100) == b"hello"
-        assert sum(worker.udp_active for worker in bed.engine.status().workers) >= 1
 
 
 @pytest.mark.parametrize("transport", ["+notcp", "+tcp"])

@@ -19,7 +19,7 @@ def test_status_shows_engine_and_workers(capsys: pytest.CaptureFixture[str]) -> 
         "tunloom 0.1.0, pid 42, up 1:02:05",
         "tun0 (mtu 65535, offload: csum, tso4) -> socks5://u:***@[2001:db8::1]:1080, UDP: no: refused",
         "read 10 packets, 20 B; 511 of 512 slots free; dropped: nothing",
-        "2 of 9",
+        "in all: 9 TCP and 1 UDP flows opened, 4 connects failed, 0 retransmits, 8 B to applications",
         "malformed 2",
         "running",
         "4711",
@@ -39,5 +39,19 @@ def test_worker_that_is_down_and_large_numbers(capsys: pytest.CaptureFixture[str
     down = msgspec.structs.replace(WORKER, pid=None, state="backoff", bytes_out=3 * 2**40, packets_out=1234567)
     print_status(msgspec.structs.replace(STATUS, workers=[down], tun_dropped=5, drops={"ring_full": 7}, offload=[]))
     text = capsys.readouterr().out
-    for part in ("backoff", "1,234,567, 3.0 TiB", "tun_queue_full 5, ring_full 7", "offload: none"):
+    for part in ("backoff", "1,234,567", "3.0 TiB to applications", "tun_queue_full 5, ring_full 7", "offload: none"):
         assert part in text
+
+
+def test_numbers_of_a_busy_worker_stand_whole_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    busy = msgspec.structs.replace(
+        WORKER, pid=4194303, tcp_active=12345, udp_active=4096, packets_in=1234567890, packets_out=987654321
+    )
+    print_status(msgspec.structs.replace(STATUS, workers=[busy]))
+    text = capsys.readouterr().out
+    for part in ("4194303", "running", "12,345", "4,096", "1,234,567,890", "987,654,321"):
+        assert part in text
+    assert max(map(len, text.splitlines())) <= 80

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,8 @@ class Bed:
 @asynccontextmanager
 async def running(config: WorkerConfig = CONFIG, *, started: bool = True) -> AsyncIterator[Bed]:
     bed = Bed(config)
+    failed_callbacks: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed_callbacks.append(context))
     try:
         if started:
             await bed.supervisor.start()
@@ -95,6 +98,7 @@ async def running(config: WorkerConfig = CONFIG, *, started: bool = True) -> Asy
         bed.tun.close()
         bed.pool.close()
         assert not any(map(alive, pids)), "a worker outlived its supervisor"
+        assert failed_callbacks == []
 
 
 def alive(pid: int) -> bool:

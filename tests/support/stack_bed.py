@@ -144,6 +144,12 @@ class Bed:
                 return
         raise AssertionError("the two ends do not come to rest")
 
+    def exchange_from(self, peer: TcpPeer) -> None:
+        """The stack has sent something of itself: carry it, and then all that follows."""
+        for packet in self.take():
+            peer.receive(packet, self.now)
+        self.exchange(peer)
+
     def established(self, **peer: object) -> tuple[TcpPeer, Upstream]:
         """A connection after the handshake."""
         client = TcpPeer(**peer)  # type: ignore[arg-type]

@@ -303,7 +303,8 @@ class TcpPeer:
         if self.sack and self._held:
             base = self._peer_irs + 1
             blocks = [
-                struct.pack("!II", (base + at) & MASK, (base + at + len(data)) & MASK) for at, data in self._held.items()
+                struct.pack("!II", (base + at) & MASK, (base + at + len(data)) & MASK)
+                for at, data in self._held.items()
             ]
             options += b"\1\1\5" + bytes((2 + 8 * len(blocks[-3:]),)) + b"".join(blocks[-3:])
         return options

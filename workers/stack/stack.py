@@ -196,16 +196,9 @@ class Stack:
         digest = blake2s(key, key=self._secret, digest_size=8).digest()
         if iss is None:
             iss = (int.from_bytes(digest[:4], "big") + int(self.now * 250_000)) & MASK  # a clock of 4 us (RFC 6528 3)
-        connection = TcpConnection(
-            self,
-            key,
-            irs=seq,
-            iss=iss & MASK,
-            ts_offset=int.from_bytes(digest[4:], "big"),  # RFC 7323 7.1: as random as the sequence numbers
-            options=options,
-            window=window,
-            syn=bytes(packet[HEADER_LEN : min(end, HEADER_LEN + _QUOTE_MAX)]),
-        )
+        ts_offset = int.from_bytes(digest[4:], "big")  # as hard to guess as the numbers (RFC 7323 7.1)
+        syn = bytes(packet[HEADER_LEN : min(end, HEADER_LEN + _QUOTE_MAX)])
+        connection = TcpConnection(self, key, seq, iss & MASK, ts_offset, options, window, syn)
         self.connections[key] = self._half_open[key] = connection
         self.counters[Cell.TCP_OPENED] += 1
         self.counters[Cell.TCP_ACTIVE] += 1
@@ -241,14 +234,9 @@ class Stack:
 
     def reset(self, key: bytes, *, seq: int, ack: int | None) -> None:
         """Send RST to the application of flow `key`; with ACK when `ack` is given."""
-        half = (len(key) - 4) // 2
         self.counters[Cell.TCP_RESETS_SENT] += 1
         packet = tcp.build(
-            4 if half == 4 else 6,
-            key[half : 2 * half],
-            int.from_bytes(key[-2:], "big"),
-            key[:half],
-            int.from_bytes(key[-4:-2], "big"),
+            tcp.reverse(key),
             seq=seq & MASK,
             ack=0 if ack is None else ack & MASK,
             flags=RST if ack is None else RST | ACK,

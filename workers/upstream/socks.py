@@ -23,8 +23,6 @@ from workers.upstream import DestinationRefused, ProxyFailed, UpstreamError
 
 __all__ = ["Dialer", "ProxyStream", "SocksUpstream"]
 
-SO_MARK = 36  # asm-generic/socket.h; the socket module has no name for it before Python 3.14
-
 _TYPES = {"socks5": ProxyType.SOCKS5, "socks4": ProxyType.SOCKS4, "http": ProxyType.HTTP}
 
 _REFUSALS: dict[str, dict[int, Refusal]] = {
@@ -48,8 +46,6 @@ _CREDENTIALS_REFUSED: dict[str, tuple[int, ...]] = {
 
 class ProxyStream(AsyncSocketStream):
     """A connected, non-blocking socket to the proxy while a handshake is spoken over it. Reads no byte too many."""
-
-    __slots__ = ("_loop", "answered", "socket")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
         self._loop = loop
@@ -120,7 +116,7 @@ class Dialer:
         sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
         if self.mark is not None:
             try:
-                sock.setsockopt(socket.SOL_SOCKET, SO_MARK, self.mark)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
             except OSError:
                 sock.close()
                 raise

@@ -15,7 +15,7 @@ from tests.support.loop import on_loop
 from tests.support.peers import Endpoint, closed_port, echo, script, tcp_server
 from workers.stack import Refusal
 from workers.upstream import DestinationRefused, ProxyFailed, UpstreamError
-from workers.upstream.socks import SO_MARK, Dialer, SocksUpstream
+from workers.upstream.socks import Dialer, SocksUpstream
 
 
 def upstream(
@@ -198,7 +198,7 @@ async def test_the_socket_is_marked_before_it_connects() -> None:
     async with tcp_server(echo) as target:
         with SocksServer(asyncio.get_running_loop(), "127.0.0.1", 0) as server:
             sock = await upstream(server.endpoint, mark=0x7E57).connect(*target)
-            assert sock.getsockopt(socket.SOL_SOCKET, SO_MARK) == 0x7E57
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x7E57
             sock.close()
 
 

@@ -1,9 +1,9 @@
 """One TCP connection with an application, the passive side of RFC 9293.
 
     arriving   process: header prediction, else _process_any in the order of RFC 9293 3.10.7.4 -> handler
-    leaving    relay: send_buffer, commit -> _send_pending -> Sender.next_segment -> _emit -> Transmit
+    leaving    relay: send_buffer, commit -> _send_pending -> Sender.next_segment -> Output -> Transmit
     ACKs       marked while a batch of packets is processed, sent by flush, at most one per batch
-    timers     on_timer: retransmission or window probe, delayed ACK, and silence (keep-alive, half-closed, TIME-WAIT)
+    timers     on_timer: delayed ACK, retransmission or window probe, silence (keep-alive, half-closed, TIME-WAIT)
 
 Positions are unwrapped sequence numbers (seqnum.py), times monotonic seconds, sizes bytes.
 """
@@ -11,14 +11,15 @@ Positions are unwrapped sequence numbers (seqnum.py), times monotonic seconds, s
 import math
 from typing import TYPE_CHECKING
 
-from shared.buffer import Buffer
 from shared.metrics import Cell
 from shared.wire import tcp
 from shared.wire.tcp import ACK, FIN, PSH, RST, SYN, TIMESTAMP, TIMESTAMP_LAYOUT, Options
 from workers.stack import CloseReason, Refusal, TcpHandler
-from workers.stack.tcp.buffer import CHUNK_SIZES, SendBuffer
+from workers.stack.tcp.buffer import SendBuffer
 from workers.stack.tcp.flight import Segment
-from workers.stack.tcp.header import HeaderTemplate
+from workers.stack.tcp.mss import largest_payload, mss_of_path, mss_of_syn
+from workers.stack.tcp.nobody import NOBODY
+from workers.stack.tcp.output import Output
 from workers.stack.tcp.receiver import Receiver
 from workers.stack.tcp.rtt import RTO_INITIAL
 from workers.stack.tcp.sender import Sender
@@ -31,19 +32,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TcpConnection"]
 
-MSS_DEFAULT = {4: 536, 6: 1220}  # RFC 9293 3.7.1 (MUST-15), when the SYN names none
-MSS_MIN = (
-    88  # as Linux' min_snd_mss 48, timestamps besides: a tiny MSS makes us send a header per few bytes (CVE-2019-11479)
-)
-MTU_MIN = {4: 552, 6: 1280}  # bytes believed of an ICMP "too big": Linux' min_pmtu, and RFC 8201 4
-SEGMENT_MAX = 65535 - 52  # payload: with IPv4 and TCP headers and timestamps the largest packet, of either version
 DELAYED_ACK = 0.04  # seconds a lone segment's ACK waits for data to ride on; RFC 9293 3.8.6.3 allows 0.5
 ACK_EVERY_MAX = 32 * 1024  # bytes after which an ACK goes out with the batch, however large the MSS
 QUICK_ACKS = 16  # ACKs not delayed after a delay was in vain: the application waits for ACKs, not for answers
 SYN_ACK_RETRIES = 5  # as Linux' tcp_synack_retries
 GIVE_UP = 120.0  # seconds of retransmission in vain; RFC 9293 3.8.3 R2 asks for at least 100
 CHALLENGE_INTERVAL = (
-    0.5  # seconds between two challenge ACKs of a connection (RFC 5961 7; per connection, or CVE-2016-5696)
+    0.5  # seconds between challenge ACKs (RFC 5961 7); per connection, or others learn of it (CVE-2016-5696)
 )
 KEEPALIVE_INTERVAL = 75.0  # seconds between probes, and
 KEEPALIVE_PROBES = 9  # probes in vain before giving up, as Linux
@@ -57,26 +52,8 @@ _SENDS_TEXT = frozenset({State.ESTABLISHED, State.CLOSE_WAIT})
 _FIN_IS_OUT = frozenset({State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK})
 _HALF_OPEN = frozenset({State.DIALING, State.SYN_RECEIVED})
 _HALF_CLOSED = frozenset({State.FIN_WAIT_2, State.CLOSE_WAIT, State.CLOSED})
+_WIRE_IS_DONE = frozenset({State.TIME_WAIT, State.CLOSED})
 _NOT_PSH = 0xFFFF & ~PSH
-
-
-class _Silence(TcpHandler):
-    """The handler of a connection that has none yet, or is gone: breaks the cycle with the relay, hears nothing."""
-
-    def on_data(self, data: memoryview, /) -> int:
-        return 0
-
-    def on_eof(self) -> None:
-        pass
-
-    def on_send_space(self) -> None:
-        pass
-
-    def on_closed(self, reason: CloseReason, /) -> None:
-        pass
-
-
-_SILENCE = _Silence()
 
 
 class TcpConnection:
@@ -86,65 +63,52 @@ class TcpConnection:
     """
 
     __slots__ = (
-        "_ack_at", "_ack_now", "_challenged_at", "_eof_told", "_header", "_header_length", "_heard_at", "_irs",
-        "_iss", "_options", "_predicted", "_quick_acks", "_shutdown", "_silent_at", "_stack", "_starved",
-        "_syn_retries", "_timestamps", "_ts_offset", "_unanswered", "_window_position", "_window_scale",
-        "ack_queued", "destination", "destination_port", "handler", "key", "receiver", "sender", "source",
-        "source_port", "state", "syn", "timer", "version",
+        "_challenged_at", "_eof_told", "_header_length", "_heard_at", "_irs", "_offers_scale", "_output", "_predicted",
+        "_quick_acks", "_shutdown", "_silent_at", "_stack", "_starved", "_syn", "_syn_ack_at", "_syn_retries",
+        "_timestamps", "_unanswered", "_window_position", "_window_scale", "ack_queued", "destination",
+        "destination_port", "handler", "key", "receiver", "sender", "source", "source_port", "state", "timer", "version",
     )  # fmt: skip
 
     def __init__(
-        self,
-        stack: "Stack",
-        key: bytes,
-        *,
-        irs: int,
-        iss: int,
-        ts_offset: int,
-        options: Options,
-        window: int,
-        syn: bytes,
+        self, stack: "Stack", key: bytes, irs: int, iss: int, ts_offset: int, options: Options, window: int, syn: bytes
     ) -> None:
         """A SYN with sequence number `irs`, `options` and `window` has come from `key`; `syn` is its IP packet, to quote."""
-        self.version = version = 4 if len(key) == 12 else 6
-        half = (len(key) - 4) // 2
+        config = stack.config
+        size = len(key) // 2 - 2
+        self.version = version = 4 if size == 4 else 6
         self.key = key
-        self.source, self.destination = key[:half], key[half : 2 * half]
+        self.source, self.destination = key[:size], key[size : 2 * size]
         self.source_port = int.from_bytes(key[-4:-2], "big")
         self.destination_port = int.from_bytes(key[-2:], "big")
-        self.handler: TcpHandler = _SILENCE
+        self.handler: TcpHandler = NOBODY
         self.state = State.DIALING
-        self.syn = syn
         self.timer: Entry | None = None
         self.ack_queued = False
         self._stack = stack
-        self._irs, self._iss = irs, iss
-        self._options = options
-        config = stack.config
-        self._timestamps = options.timestamps is not None
-        self._ts_offset = ts_offset
-        self._header_length = 32 if self._timestamps else 20
+        self._syn = syn
+        self._irs = irs
+        self._timestamps = timestamps = options.timestamps is not None
+        self._header_length = 32 if timestamps else 20
+        self._offers_scale = options.window_scale is not None
+        self._window_scale = options.window_scale or 0
         own_mss = stack.mss[version]
-        mss = min(max(options.mss or MSS_DEFAULT[version], MSS_MIN), own_mss) - (
-            12 if self._timestamps else 0
-        )  # RFC 6691
-        self.receiver = Receiver(irs + 1, config.receive_buffer, own_mss)
+        self.receiver = Receiver(irs + 1, config.receive_buffer, own_mss, scales=self._offers_scale)
         if options.timestamps is not None:
             self.receiver.ts_recent = options.timestamps[0]
-        self._window_scale = options.window_scale or 0
-        buffer = SendBuffer(stack.chunks, iss + 1, config.send_buffer, _whole_segments(mss))
-        max_segment = _whole_segments(mss) if config.offload else mss
-        self.sender = Sender(buffer, mss, max_segment, window, sack=options.sack_permitted)
-        ports = key[-2:] + key[-4:-2]
-        self._header = HeaderTemplate(
-            version, self.destination, self.source, ports, mss=mss, timestamps=self._timestamps, offload=config.offload
-        )
-        self._predicted = 0  # the offset and flags of the segment that _process_predicted takes; 0: none
+        mss = mss_of_syn(version, options.mss, own_mss, timestamps=timestamps)
+        largest = largest_payload(version, mss)
+        buffer = SendBuffer(stack.chunks, iss + 1, config.send_buffer, largest)
+        self.sender = Sender(buffer, mss, largest if config.offload else mss, window, sack=options.sack_permitted)
+        self._output = Output(
+            stack.transmit, key, self.sender, self.receiver,
+            ts_offset=ts_offset if timestamps else None, offload=config.offload,
+        )  # fmt: skip
+        self._predicted = 0  # the offset and flags of the segment that header prediction takes; 0: none
         self._window_position = irs  # SND.WL1
-        self._ack_at = self._silent_at = math.inf
-        self._ack_now = self._shutdown = self._starved = self._eof_told = False
+        self._silent_at = math.inf
+        self._shutdown = self._starved = self._eof_told = False
         self._quick_acks = self._syn_retries = self._unanswered = 0
-        self._challenged_at = -math.inf
+        self._syn_ack_at = self._challenged_at = -math.inf
         self._heard_at = stack.now
 
     def __repr__(self) -> str:
@@ -153,22 +117,20 @@ class TcpConnection:
     # the relay's calls
 
     def accept(self, now: float) -> None:
-        """The upstream is connected: answer the SYN."""
-        if self.state is not State.DIALING:
-            return  # gone meanwhile; on_closed has told
-        self.syn = b""
-        self._set_state(Event.ACCEPT)
-        self._send_syn_ack(now)
+        """The upstream is connected: answer the SYN. Nothing happens to a connection that is gone meanwhile."""
+        if self.state is State.DIALING:
+            self._syn = b""
+            self._set_state(Event.ACCEPT)
+            self._send_syn_ack(now)
 
     def refuse(self, refusal: Refusal, now: float) -> None:
         """The upstream cannot be reached: RST, or an ICMP error that quotes the SYN. Ends with on_closed(ABORTED)."""
         if self.state is not State.DIALING:
             return
-        self._stack.now = now
         if refusal.value is None:
             self._stack.reset(self.key, seq=0, ack=self._irs + 1)
         else:
-            self._stack.icmp.send_error(refusal, self.version, self.destination, self.source, self.syn, now)
+            self._stack.icmp.send_error(refusal, self.version, self.destination, self.source, self._syn, now)
         self._close(CloseReason.ABORTED)
 
     def resume(self, now: float) -> None:
@@ -178,20 +140,22 @@ class TcpConnection:
             with memoryview(receiver.backlog) as view:
                 offered = len(view)
                 taken = self.handler.on_data(view)
+            if not receiver.backlog:
+                return  # the handler aborted the connection
             self._stack.counters[Cell.BUFFER_BYTES] -= taken
             del receiver.backlog[:taken]
             if taken < offered:
                 break
         if self.state in _HEARS_TEXT:
             if receiver.may_open_window():
-                self._send_ack(now)
+                self._output.ack(now)
             self._predict()
         self._tell_eof()
 
     def send_buffer(self) -> memoryview | None:
         """Return a writable view for data to the application; None when the buffer is full (on_send_space will follow).
 
-        The same place is returned until `commit`; take no other step in between.
+        The same place is returned until `commit`.
         """
         if self._shutdown or self.state is State.CLOSED:
             return None
@@ -201,34 +165,46 @@ class TcpConnection:
 
     def commit(self, length: int, now: float) -> None:
         """The first `length` bytes of the view are stream data: send what the windows allow. 0 gives the view back."""
-        if self.state is State.CLOSED:
-            return
-        self.sender.buffer.commit(length)
-        if length:
-            self._send_pending(now)
+        if self.state is not State.CLOSED:
+            self.sender.buffer.commit(length)
+            if length:
+                self._send_pending(now)
 
     def shutdown(self, now: float) -> None:
         """No more data follows: FIN after what is buffered."""
-        if self._shutdown or self.state is State.CLOSED:
-            return
-        self._shutdown = self.sender.fin = True
-        self._send_pending(now)
+        if not self._shutdown and self.state is not State.CLOSED:
+            self._shutdown = self.sender.fin = True
+            self._send_pending(now)
 
     def abort(self, now: float) -> None:
         """Reset the connection. Ends with on_closed(ABORTED)."""
         self.end(CloseReason.ABORTED, now)
 
+    # the stack's calls, beside process, flush and on_timer
+
     def end(self, reason: CloseReason, now: float) -> None:
         """Reset the connection for any reason."""
         if self.state is State.DIALING:
             self._stack.reset(self.key, seq=0, ack=self._irs + 1)
-        elif self.state not in (State.TIME_WAIT, State.CLOSED):
+        elif self.state not in _WIRE_IS_DONE:
             self._stack.reset(self.key, seq=self.sender.next, ack=self.receiver.next)
         self._close(reason)
 
     def evict(self) -> None:
         """Forget the connection without a word to the application. Ends with on_closed(EVICTED)."""
         self._close(CloseReason.EVICTED)
+
+    def too_big(self, mtu: int, quoted_seq: int, now: float) -> None:
+        """ICMP says that a segment of ours did not fit a link of `mtu` bytes (RFC 1191, RFC 8201, checks of RFC 5927 4)."""
+        sender = self.sender
+        if self.state in _HALF_OPEN or not sender.una <= unwrap(quoted_seq, sender.una) < sender.next:
+            self._stack.counters[Cell.DROP_OUT_OF_WINDOW] += 1
+            return
+        mss = mss_of_path(self.version, mtu, timestamps=self._timestamps)
+        if mss < sender.mss:
+            sender.set_mss(mss, largest_payload(self.version, mss) if self._stack.config.offload else mss)
+            self._output.set_mss(mss)
+            self._send_pending(now)
 
     # arriving segments
 
@@ -249,11 +225,13 @@ class TcpConnection:
             or not 0 <= size <= receiver.edge - receiver.next
             or acked > sender.next - sender.una
         ):
-            return self._process_any(packet, start, end, seq, ack, offset_flags, window, now)
+            self._process_any(packet, start, end, seq, ack, offset_flags, window, now)
+            return
         if self._timestamps:
             layout, value, _ = TIMESTAMP.unpack_from(packet, start + 20)
             if layout != TIMESTAMP_LAYOUT or (value - receiver.ts_recent) & MASK >= HALF:
-                return self._process_any(packet, start, end, seq, ack, offset_flags, window, now)
+                self._process_any(packet, start, end, seq, ack, offset_flags, window, now)
+                return
             if receiver.acked == receiver.next:
                 receiver.ts_recent = value
         self._heard_at = now
@@ -262,19 +240,18 @@ class TcpConnection:
             self._process_ack(sender.una + acked, window, receiver.next, size, now)
             if not self._predicted:  # the handler did something in on_send_space
                 if size and self.state in _HEARS_TEXT:
-                    self._process_text(packet[at:end], receiver.next, now)
-                return None
+                    self._process_text(packet[at:end], receiver.next)
+                return
         if size:
             receiver.next += size
             if size > receiver.mss or not offset_flags & PSH:
-                self._ack_now = True  # its sender has more, and waits for its window to grow
+                receiver.ack_now = True  # its sender has more, and waits for its window to grow
             if not self.ack_queued:
                 self.ack_queued = True
                 self._stack.ack_pending.append(self)
             taken = self.handler.on_data(packet[at:end])
             if taken < size:
                 self._keep(packet[at + taken : end])
-        return None
 
     def _process_any(
         self, packet: memoryview, start: int, end: int, seq: int, ack: int, offset_flags: int, window: int, now: float
@@ -296,17 +273,18 @@ class TcpConnection:
             self._process_reset(position, now)
             return
         if flags & SYN:
-            self._challenge(now)  # RFC 5961 4.2, whatever its sequence number
+            self._challenge(now)  # RFC 5961 4.2
             return
         if not flags & ACK or self.state is State.DIALING:
             return
         self._note_heard(position, options, now)
         if not self._is_ack_valid(ack, now):
             return
-        blocks = [(unwrap(left, self.sender.una), unwrap(right, self.sender.una)) for left, right in options.sack]
-        self._process_ack(unwrap(ack, self.sender.una), window << self._window_scale, position, length, now, blocks)
-        if self.state in _HEARS_TEXT:
-            self._process_text(packet[at:end], position, now, fin=bool(flags & FIN), pushed=bool(flags & PSH))
+        una = self.sender.una
+        blocks = [(unwrap(left, una), unwrap(right, una)) for left, right in options.sack]
+        self._process_ack(unwrap(ack, una), window << self._window_scale, position, length, now, blocks)
+        if self.state in _HEARS_TEXT and length:
+            self._process_text(packet[at:end], position, fin=bool(flags & FIN), pushed=bool(flags & PSH))
 
     def _process_syn(
         self, packet: memoryview, start: int, end: int, position: int, flags: int, options: Options
@@ -325,7 +303,7 @@ class TcpConnection:
             return True
         if self.state is State.TIME_WAIT and self._is_newer(position, options):
             # RFC 6191, RFC 9293 3.6.1. Our numbers must go on above the old ones, as Linux does.
-            stack.forget(self)
+            self._close(CloseReason.FINISHED)
             stack.open(packet, start, end, self.key, iss=self.sender.next + 0x10001)
             return True
         return False
@@ -338,19 +316,14 @@ class TcpConnection:
     def _is_acceptable(self, position: int, length: int, flags: int, options: Options, now: float) -> bool:
         """PAWS (RFC 7323 5.3) and the window (RFC 9293 3.10.7.4, first step). Answers what is not acceptable."""
         receiver = self.receiver
-        fresh = True
+        is_fresh = True
         if self._timestamps and not flags & RST:
             if options.timestamps is None:
                 self._stack.counters[Cell.DROP_MALFORMED] += 1  # RFC 7323 3.2: drop in silence
                 return False
-            old = is_before(options.timestamps[0], receiver.ts_recent)
-            fresh = not old or now - self._heard_at > PAWS_VALID
-        # With a window of 0 the segment at its edge still passes, for its ACK or RST; its text is cut to nothing.
-        if length:
-            inside = position <= receiver.edge and position + length > receiver.next
-        else:
-            inside = receiver.next <= position <= receiver.edge
-        if fresh and inside:
+            is_old = is_before(options.timestamps[0], receiver.ts_recent)
+            is_fresh = not is_old or now - self._heard_at > PAWS_VALID
+        if is_fresh and receiver.is_inside(position, length):
             return True
         self._stack.counters[Cell.DROP_OUT_OF_WINDOW] += 1
         if flags & RST or self.state is State.DIALING:
@@ -360,7 +333,7 @@ class TcpConnection:
         if flags & SYN or not length:
             self._challenge(now)  # rate-limited: two ends that disagree must not ACK each other for ever
         else:
-            self._ack_now = True
+            receiver.ack_now = True
             self._want_ack()
         return False
 
@@ -373,7 +346,6 @@ class TcpConnection:
 
     def _note_heard(self, position: int, options: Options, now: float) -> None:
         self._heard_at = now
-        self._unanswered = 0
         receiver = self.receiver
         if options.timestamps is not None and self._timestamps and position <= receiver.acked:
             receiver.ts_recent = options.timestamps[0]  # RFC 7323 4.3 (2)
@@ -395,12 +367,10 @@ class TcpConnection:
     def _establish(self, now: float) -> None:
         self._set_state(Event.SYN_ACKED)
         self._stack.established(self)
-        sender = self.sender
         if not self._syn_retries:
-            sender.rtt.sample(max(now - self._challenged_at, 0.0))  # time of the SYN-ACK, see _send_syn_ack
-        self._challenged_at = -math.inf
-        sender.retransmit_at = math.inf
-        self._wake_when_silent()
+            self.sender.rtt.sample(now - self._syn_ack_at)
+        self.sender.retransmit_at = math.inf
+        self._listen_for_silence()
 
     def _process_ack(
         self, ack: int, window: int, position: int, length: int, now: float, blocks: list[tuple[int, int]] | None = None
@@ -412,7 +382,7 @@ class TcpConnection:
             sender.acknowledge(ack, now)
         elif ack < sender.una:
             return
-        elif not length and not blocks and window == sender.window and sender.in_flight:
+        elif not length and window == sender.window and sender.in_flight:
             sender.duplicate_ack()
         if window != sender.window and (
             advances
@@ -423,23 +393,19 @@ class TcpConnection:
         self._window_position = position
         if blocks:
             sender.selectively_acknowledge(blocks, now)
-        if blocks or sender.has_work:
+        if sender.has_work:
             self._send_pending(now)
         else:
-            self._arm(sender.retransmit_at)
+            self._arm(min(sender.retransmit_at, sender.reorder_at))
         if advances and self._shutdown and sender.fin_acked and self.state in _FIN_IS_OUT:
             self._set_state(Event.FIN_ACKED)
         if self._starved and sender.buffer.has_room():
             self._starved = False
             self.handler.on_send_space()
 
-    def _process_text(
-        self, data: memoryview, position: int, now: float, *, fin: bool = False, pushed: bool = True
-    ) -> None:
+    def _process_text(self, data: memoryview, position: int, *, fin: bool = False, pushed: bool = True) -> None:
         """Text and FIN at `position`, in a state that hears them (RFC 9293 3.10.7.4, steps 7 and 8)."""
         receiver = self.receiver
-        if not data and not fin:
-            return
         if fin and receiver.fin_at is None and position + len(data) <= receiver.edge:
             receiver.fin_at = position + len(data)
         # Nothing beyond the window, nor beyond the FIN, nor twice.
@@ -448,31 +414,22 @@ class TcpConnection:
         data = data[skip : max(last - position, skip)]
         in_order = position <= receiver.next
         if not in_order or not data or skip or receiver.out_of_order or fin or not pushed or len(data) > receiver.mss:
-            self._ack_now = True
+            receiver.ack_now = True  # RFC 5681 4.2: at once, when anything is out of the ordinary
         self._want_ack()
         if data and not in_order:
-            held = receiver.out_of_order
-            receiver.store(position, data)
-            self._stack.counters[Cell.BUFFER_BYTES] += receiver.out_of_order - held
+            self._stack.counters[Cell.BUFFER_BYTES] += receiver.store(position, data)
         elif data:
             self._deliver(data)
-            self._deliver_stored()
+            while self.state in _HEARS_TEXT and (ready := receiver.pop_ready()) is not None:
+                held, text = ready
+                self._stack.counters[Cell.BUFFER_BYTES] -= held
+                self._deliver(text)
         if receiver.next == receiver.fin_at and self.state in _HEARS_TEXT:
             receiver.next += 1
             self._set_state(Event.FIN_RECEIVED)
-            self._wake_when_silent()
             self._tell_eof()
-        elif self.state is State.ESTABLISHED:
+        else:
             self._predict()
-
-    def _deliver_stored(self) -> None:
-        """A gap has been filled, perhaps: hand on the ranges that are in order now."""
-        receiver = self.receiver
-        held = receiver.out_of_order
-        while self.state in _HEARS_TEXT and (ready := receiver.pop_ready()) is not None:
-            self._stack.counters[Cell.BUFFER_BYTES] -= held - receiver.out_of_order
-            held = receiver.out_of_order
-            self._deliver(memoryview(ready))
 
     def _deliver(self, data: memoryview) -> None:
         """Hand in-order text on, unless earlier text still waits for the upstream."""
@@ -483,37 +440,15 @@ class TcpConnection:
             self._keep(data[taken:])
 
     def _keep(self, data: memoryview) -> None:
-        if self.state is State.CLOSED:
-            return  # the handler aborted it
-        self.receiver.backlog += data
-        self._stack.counters[Cell.BUFFER_BYTES] += len(data)
-        self._predicted = 0
-
-    def _tell_eof(self) -> None:
-        if self.receiver.backlog or self._eof_told or self.receiver.fin_at is None:
-            return
-        if self.receiver.next > self.receiver.fin_at:
-            self._eof_told = True
-            self.handler.on_eof()
-            self._tell_finished()
+        if self.state is not State.CLOSED:  # the handler may have aborted the connection
+            self.receiver.backlog += data
+            self._stack.counters[Cell.BUFFER_BYTES] += len(data)
+            self._predicted = 0
 
     def _predict(self) -> None:
         receiver = self.receiver
-        ready = self.state is State.ESTABLISHED and not receiver.backlog and not receiver.out_of_order
-        self._predicted = (self._header_length // 4 << 12 | ACK) if ready else 0
-
-    def too_big(self, mtu: int, quoted_seq: int, now: float) -> None:
-        """ICMP says that a segment of ours did not fit a link of `mtu` bytes (RFC 1191, RFC 8201, checks of RFC 5927 4)."""
-        sender = self.sender
-        position = unwrap(quoted_seq, sender.una)
-        if self.state in _HALF_OPEN or not sender.una <= position < sender.next:
-            return
-        mss = max(mtu, MTU_MIN[self.version]) - (20 if self.version == 4 else 40) - self._header_length
-        if mss >= sender.mss:
-            return
-        sender.set_mss(mss, _whole_segments(mss) if self._stack.config.offload else mss)
-        self._header.set_mss(mss)
-        self._send_pending(now)
+        is_plain = self.state is State.ESTABLISHED and not receiver.backlog and not receiver.out_of_order
+        self._predicted = (self._header_length // 4 << 12 | ACK) if is_plain else 0
 
     # leaving segments
 
@@ -529,70 +464,15 @@ class TcpConnection:
         self._arm(min(sender.retransmit_at, sender.reorder_at))
 
     def _emit(self, segment: Segment, now: float) -> None:
-        sender, receiver = self.sender, self.receiver
-        start, end = segment.start, segment.end
-        last = sender.buffer.end
-        flags = ACK
-        if end >= last:
-            flags = ACK | PSH
-            if end > last:
-                end = last
-                flags = ACK | PSH | FIN
-                if self.state in _SENDS_TEXT:
-                    self._set_state(Event.FIN_SENT)
         if segment.retransmitted:
             self._stack.counters[Cell.TCP_RETRANSMITS] += 1
-        size = end - start
-        views = sender.buffer.views(start, end) if size else []
-        stamp = (int(now * 1000) + self._ts_offset) & MASK
-        head = self._header.pack(size, start, receiver.next, flags, receiver.window_field(), stamp, receiver.ts_recent)
-        self._acked()
-        self._transmit(head, views)
-
-    def _transmit(self, head: bytes, views: list[Buffer]) -> None:
-        stack = self._stack
-        if not stack.config.offload:
-            head = self._header.complete(head, views)
-        stack.transmit((head, *views))
-
-    def _send_ack(self, now: float, seq: int | None = None) -> None:
-        """Send an ACK with SACK blocks; `seq` is SND.NXT, but in a probe."""
-        receiver = self.receiver
-        if seq is None:
-            seq = self.sender.next
-        stamp = (int(now * 1000) + self._ts_offset) & MASK
-        window = receiver.window_field()
-        if receiver.out_of_order and self.sender.sack:
-            options = tcp.timestamp_option(stamp, receiver.ts_recent) if self._timestamps else b""
-            options += tcp.sack_option(receiver.sack_blocks())
-            self._send_control(seq, ACK, window, options)
-        else:
-            self._transmit(self._header.pack(0, seq, receiver.next, ACK, window, stamp, receiver.ts_recent), [])
-        self._acked()
-
-    def _send_control(self, seq: int, flags: int, window: int, options: bytes) -> None:
-        packet = tcp.build(
-            self.version, self.destination, self.destination_port, self.source, self.source_port,
-            seq=seq & MASK, ack=self.receiver.next & MASK, flags=flags, window=window, options=options,
-        )  # fmt: skip
-        self._stack.transmit((packet,))
+        if segment.end > self.sender.buffer.end and self.state in _SENDS_TEXT:
+            self._set_state(Event.FIN_SENT)
+        self._output.data(segment, now)
 
     def _send_syn_ack(self, now: float) -> None:
-        stack, receiver, offered = self._stack, self.receiver, self._options
-        scale = None
-        if offered.window_scale is not None:
-            scale = max(receiver.limit.bit_length() - 16, 0)
-        receiver.use_scale(scale or 0)
-        stamp = (int(now * 1000) + self._ts_offset) & MASK
-        options = Options(
-            mss=stack.mss[self.version],
-            window_scale=scale,
-            sack_permitted=offered.sack_permitted,
-            timestamps=(stamp, receiver.ts_recent) if self._timestamps else None,
-        )
-        self._challenged_at = now  # no challenge is due yet; _establish measures the round trip from it
-        window = min(receiver.edge - receiver.next, 0xFFFF)  # not scaled in a SYN (RFC 7323 2.2)
-        self._send_control(self._iss, SYN | ACK, window, tcp.syn_options(options))
+        self._syn_ack_at = now
+        self._output.syn_ack(now, self._stack.mss[self.version], scales=self._offers_scale)
         self.sender.retransmit_at = now + RTO_INITIAL * (1 << self._syn_retries)
         self._arm(self.sender.retransmit_at)
 
@@ -603,13 +483,7 @@ class TcpConnection:
             return
         self._challenged_at = now
         self._stack.counters[Cell.TCP_CHALLENGE_ACKS] += 1
-        self._send_ack(now)
-
-    def _acked(self) -> None:
-        """A segment has told all there is to acknowledge."""
-        self.receiver.acked = self.receiver.next
-        self._ack_at = math.inf
-        self._ack_now = False
+        self._output.ack(now)
 
     def _want_ack(self) -> None:
         """Have flush decide on an ACK when the batch is over."""
@@ -624,12 +498,12 @@ class TcpConnection:
             return
         receiver = self.receiver
         unacked = receiver.next - receiver.acked
-        if self._ack_now or unacked >= min(2 * receiver.mss, ACK_EVERY_MAX) or (unacked and self._quick_acks):
+        if receiver.ack_now or unacked >= min(2 * receiver.mss, ACK_EVERY_MAX) or (unacked and self._quick_acks):
             self._quick_acks -= self._quick_acks > 0
-            self._send_ack(now)
-        elif unacked and self._ack_at == math.inf:
-            self._ack_at = now + DELAYED_ACK
-            self._arm(self._ack_at)
+            self._output.ack(now)
+        elif unacked and receiver.ack_at == math.inf:
+            receiver.ack_at = now + DELAYED_ACK
+            self._arm(receiver.ack_at)
 
     # timers
 
@@ -640,10 +514,10 @@ class TcpConnection:
 
     def on_timer(self, now: float) -> float:
         """Act on every deadline that is due; return the next one."""
-        sender = self.sender
-        if self._ack_at <= now:
+        sender, receiver = self.sender, self.receiver
+        if receiver.ack_at <= now:
             self._quick_acks = QUICK_ACKS
-            self._send_ack(now)
+            self._output.ack(now)
         if sender.reorder_at <= now:
             sender.detect_losses(now)
             self._send_pending(now)
@@ -651,7 +525,7 @@ class TcpConnection:
             self._on_retransmit(now)
         if self._silent_at <= now:
             self._on_silence(now)
-        return min(self._ack_at, sender.reorder_at, sender.retransmit_at, self._silent_at)
+        return min(receiver.ack_at, sender.reorder_at, sender.retransmit_at, self._silent_at)
 
     def _on_retransmit(self, now: float) -> None:
         sender = self.sender
@@ -685,18 +559,19 @@ class TcpConnection:
             self._emit(segment, now)
         else:
             # An old byte's number makes the application answer with its window, and needs no byte beyond it (as Linux).
-            self._send_ack(now, seq=sender.una - 1)
+            self._output.ack(now, seq=sender.una - 1)
             sender.rtt.back_off()
             sender.retransmit_at = now + sender.rtt.timeout
 
-    def _wake_when_silent(self) -> None:
+    def _listen_for_silence(self) -> None:
         """Set the deadline of silence for the present state."""
-        if self.state in _HALF_CLOSED:
-            self._silent_at = self._heard_at + self._stack.config.half_close_timeout
-        elif self.state is State.TIME_WAIT:
+        config = self._stack.config
+        if self.state is State.TIME_WAIT:
             self._silent_at = self._stack.now + TIME_WAIT
+        elif self.state in _HALF_CLOSED:
+            self._silent_at = self._heard_at + config.half_close_timeout
         else:
-            self._silent_at = self._heard_at + self._stack.config.keepalive_idle
+            self._silent_at = self._heard_at + config.keepalive_idle
         self._arm(self._silent_at)
 
     def _on_silence(self, now: float) -> None:
@@ -706,7 +581,7 @@ class TcpConnection:
             self._stack.forget(self)
             self._set_state(Event.ABORT)
             if not self._eof_told:
-                self._wake_when_silent()  # the upstream has not taken everything yet
+                self._listen_for_silence()  # the upstream has not taken everything yet
         elif self.state in _HALF_CLOSED:
             self._silent_at = self._heard_at + config.half_close_timeout
             if self._silent_at <= now:
@@ -719,7 +594,7 @@ class TcpConnection:
         else:
             self._unanswered += 1
             self._silent_at = now + KEEPALIVE_INTERVAL
-            self._send_ack(now, seq=self.sender.una - 1)
+            self._output.ack(now, seq=self.sender.una - 1)
 
     # the end
 
@@ -728,28 +603,32 @@ class TcpConnection:
         self._predict()
         if self.state is State.TIME_WAIT:
             self._stack.wait(self)
-            self._release()
-            self._wake_when_silent()
-            self._tell_finished()
-        elif self.state is State.FIN_WAIT_2:
-            self._wake_when_silent()
         elif self.state is State.CLOSED and event is Event.FIN_ACKED:
             self._stack.forget(self)
-            self._release()
-            if not self._eof_told:
-                self._wake_when_silent()
-            self._tell_finished()
+        elif self.state not in _HALF_CLOSED:
+            return
+        if self.state in _WIRE_IS_DONE:
+            self.sender.clear()
+            self._starved = False
+        self._listen_for_silence()
+        self._tell_finished()
 
-    def _release(self) -> None:
-        """Both directions are done on the wire: what is left is text that the upstream has not taken."""
-        self.sender.clear()
-        self._starved = False
-        self._ack_at = math.inf
+    def _tell_eof(self) -> None:
+        receiver = self.receiver
+        if (
+            receiver.fin_at is not None
+            and receiver.next > receiver.fin_at
+            and not receiver.backlog
+            and not self._eof_told
+        ):
+            self._eof_told = True
+            self.handler.on_eof()
+            self._tell_finished()
 
     def _tell_finished(self) -> None:
         """on_closed(FINISHED), when the wire is done and the handler has had everything."""
-        if self._eof_told and self.state in (State.TIME_WAIT, State.CLOSED):
-            handler, self.handler = self.handler, _SILENCE
+        if self._eof_told and self.state in _WIRE_IS_DONE:
+            handler, self.handler = self.handler, NOBODY
             handler.on_closed(CloseReason.FINISHED)
             if self.state is State.CLOSED:
                 self._silent_at = math.inf
@@ -757,23 +636,15 @@ class TcpConnection:
 
     def _close(self, reason: CloseReason) -> None:
         """The connection is gone, now."""
-        if self.state is State.CLOSED and self.handler is _SILENCE:
-            return
         self.state = TRANSITIONS[self.state, Event.ABORT]
         self._predicted = 0
-        stack = self._stack
-        stack.counters[Cell.BUFFER_BYTES] -= len(self.receiver.backlog) + self.receiver.out_of_order
-        self.receiver.clear()
-        self._release()
-        self._ack_now = False
+        self._starved = False
         self._silent_at = math.inf
+        receiver, stack = self.receiver, self._stack
+        stack.counters[Cell.BUFFER_BYTES] -= len(receiver.backlog) + receiver.out_of_order
+        receiver.clear()
+        self.sender.clear()
         stack.timers.cancel(self)
         stack.forget(self)
-        handler, self.handler = self.handler, _SILENCE
+        handler, self.handler = self.handler, NOBODY
         handler.on_closed(reason)
-
-
-def _whole_segments(mss: int) -> int:
-    """Return the bytes of the largest payload of whole segments that fits an IP packet and a chunk."""
-    largest = min(SEGMENT_MAX, CHUNK_SIZES[-1])
-    return largest - largest % mss if mss <= largest else largest

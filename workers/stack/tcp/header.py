@@ -9,7 +9,7 @@ from struct import Struct
 from shared.buffer import Buffer
 from shared.wire import ip
 from shared.wire.checksum import ones_sum, pseudo_header_sum
-from shared.wire.tcp import TIMESTAMP_LAYOUT
+from shared.wire.tcp import TIMESTAMP_LAYOUT, reverse
 from shared.wire.virtio import F_NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6, HEADER, HEADER_LEN, HEADER_NONE
 from workers.stack.tcp.seqnum import MASK
 
@@ -36,20 +36,12 @@ class HeaderTemplate:
         "mss",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        version: int,
-        source: bytes,
-        destination: bytes,
-        ports: bytes,
-        *,
-        mss: int,
-        timestamps: bool,
-        offload: bool,
-    ) -> None:
-        """`source` and `destination` as in the segments we send; `ports` 4 bytes. `mss` see set_mss."""
-        self._version = version
-        self._flow = source + destination + ports
+    def __init__(self, key: bytes, *, mss: int, timestamps: bool, offload: bool) -> None:
+        """`key`: flow key of the application's packets; `mss`: see set_mss."""
+        self._version = 4 if len(key) == 12 else 6
+        self._flow = reverse(key)
+        size = len(key) // 2 - 2
+        source, destination = self._flow[:size], self._flow[size : 2 * size]
         self._timestamps = timestamps
         self._offload = offload
         self._tcp_length = 32 if timestamps else 20

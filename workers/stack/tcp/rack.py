@@ -19,9 +19,8 @@ class Rack:
         self._top = position  # RACK.fack
         self._reordering = False  # RACK.reordering_seen
 
-    def delivered(self, segment: Segment, now: float, minimum_rtt: float) -> None:
-        """Steps 1 to 3: learn from a segment that was just acknowledged or SACKed."""
-        end = segment.end
+    def delivered(self, segment: Segment, end: int, now: float, minimum_rtt: float) -> None:
+        """Steps 1 to 3: learn from a segment that was just acknowledged or SACKed, as far as `end`."""
         if end > self._top:
             self._top = end
         elif end < self._top and not segment.retransmitted:

@@ -1,5 +1,6 @@
 """The application's data: what has come, what is missing, what may still be sent to us (RFC 9293 3.8.6, RFC 2018)."""
 
+import math
 from bisect import bisect_right
 
 from workers.stack.tcp.seqnum import MASK
@@ -20,18 +21,24 @@ class Receiver:
     edge      right edge of the window as our last segment told it; never moves back (RFC 9293 3.8.6.2.2)
     backlog   in-order bytes that the upstream has not taken
     fin_at    position of the application's FIN once it was seen, else None
+    ack_now   an ACK is to be sent when the batch is over
+    ack_at    when the delayed ACK is due, or infinity
     """
 
     __slots__ = (
-        "_latest", "_ranges", "acked", "backlog", "edge", "fin_at", "limit", "mss", "next", "out_of_order", "scale", "ts_recent",
+        "_latest", "_ranges", "ack_at", "ack_now", "acked", "backlog", "edge", "fin_at", "limit", "mss", "next",
+        "out_of_order", "scale", "ts_recent",
     )  # fmt: skip
 
-    def __init__(self, position: int, limit: int, mss: int) -> None:
-        """`limit`: bytes to hold at most, `mss`: payload bytes of the application's usual segments."""
+    def __init__(self, position: int, limit: int, mss: int, *, scales: bool) -> None:
+        """`limit`: bytes to hold at most, `mss`: payload bytes of the application's usual segments.
+
+        `scales`: the application understands scaled windows; without that, 65,535 bytes are all we can offer (RFC 7323 2.3).
+        """
         self.next = self.acked = position
-        self.limit = limit
+        self.scale = max(limit.bit_length() - 16, 0) if scales else 0
+        self.limit = min(limit, 0xFFFF << self.scale)
         self.mss = mss
-        self.scale = 0
         self.edge = position + min(limit, 0xFFFF)  # the SYN-ACK's window is not scaled (RFC 7323 2.2)
         self.backlog = bytearray()
         self.out_of_order = 0  # bytes in _ranges
@@ -39,11 +46,14 @@ class Receiver:
         self._latest = 0  # position in the range that changed last: its SACK block goes first (RFC 2018 4)
         self.fin_at: int | None = None
         self.ts_recent = 0  # RFC 7323 4.3
+        self.ack_now = False
+        self.ack_at = math.inf
 
-    def use_scale(self, scale: int) -> None:
-        """Scale the windows we tell by `scale` bits; 0 when the application cannot scale (RFC 7323 2.3)."""
-        self.scale = scale
-        self.limit = min(self.limit, 0xFFFF << scale)
+    def settle_ack(self) -> None:
+        """A segment is being sent, and tells all there is to acknowledge."""
+        self.acked = self.next
+        self.ack_at = math.inf
+        self.ack_now = False
 
     def window_field(self) -> int:
         """Return the window to put in a segment that is being sent now, and remember its edge."""
@@ -70,8 +80,21 @@ class Receiver:
         """Whether a window update is due: the upstream took enough since the last segment we sent."""
         return self.next + self.limit - len(self.backlog) - self.out_of_order - self.edge >= self._worth()
 
-    def store(self, position: int, data: memoryview) -> None:
-        """Keep a copy of bytes that came ahead of `next`. What lies in ranges already held is not replaced."""
+    def is_inside(self, position: int, length: int) -> bool:
+        """Whether a segment of `length` bytes (SYN and FIN counted) is acceptable (RFC 9293 3.10.7.4, first step).
+
+        With a window of 0 the segment at its edge still is, for its ACK or RST; its text will be cut to nothing.
+        """
+        if length:
+            return position <= self.edge and position + length > self.next
+        return self.next <= position <= self.edge
+
+    def store(self, position: int, data: memoryview) -> int:
+        """Keep a copy of bytes that came ahead of `next`; return how many more are held now.
+
+        What lies in ranges already held is not replaced.
+        """
+        before_bytes = self.out_of_order
         end = position + len(data)
         ranges = self._ranges
         index = bisect_right(ranges, position, key=lambda held: held[0])
@@ -79,12 +102,13 @@ class Receiver:
             index -= 1
             start, held = before
         elif len(ranges) >= RANGES_MAX:
-            return
+            return 0
         else:
             start, held = position, bytearray()
             ranges.insert(index, (start, held))
         self._latest = start
         self._extend(index, start, held, position, end, data)
+        return self.out_of_order - before_bytes
 
     def _extend(self, index: int, start: int, held: bytearray, position: int, end: int, data: memoryview) -> None:
         """Add data[position..end] to the range at `index`, which reaches at least to `position`; swallow those it meets."""
@@ -101,15 +125,14 @@ class Receiver:
                 return
             held += ranges.pop(index + 1)[1]
 
-    def pop_ready(self) -> bytearray | None:
-        """Return the out-of-order bytes that begin at `next` or before it, trimmed to it; None when a gap remains."""
+    def pop_ready(self) -> tuple[int, memoryview] | None:
+        """Return the range that begins at `next` or before it: bytes it held, and those after `next`. None: a gap remains."""
         ranges = self._ranges
         if not ranges or ranges[0][0] > self.next:
             return None
         start, held = ranges.pop(0)
         self.out_of_order -= len(held)
-        del held[: self.next - start]
-        return held
+        return len(held), memoryview(held)[self.next - start :]
 
     def sack_blocks(self) -> list[tuple[int, int]]:
         """Return the blocks to report as wire numbers, the one that changed last first (RFC 2018 4)."""
@@ -128,3 +151,4 @@ class Receiver:
         self.backlog = bytearray()
         self._ranges = []
         self.out_of_order = 0
+        self.settle_ack()

@@ -201,12 +201,12 @@ class Sender:
         elif ack > self._timed:
             self._timed = self.next
             self.rtt.sample(now - newest.sent_at)
-        self._rack.delivered(newest, now, self.rtt.minimum)
+        self._rack.delivered(newest, ack, now, self.rtt.minimum)
 
     def _learn_from_all(self, ack: int, now: float) -> None:
         delivered = self._flight.drop_before(ack)
         for segment in delivered:
-            self._rack.delivered(segment, now, self.rtt.minimum)
+            self._rack.delivered(segment, segment.end, now, self.rtt.minimum)
         if delivered and not delivered[-1].retransmitted:
             self.rtt.sample(now - delivered[-1].sent_at)
         else:
@@ -241,10 +241,10 @@ class Sender:
     def selectively_acknowledge(self, blocks: Iterable[tuple[int, int]], now: float) -> None:
         """The application holds these (start, end) positions. Blocks outside una..next are ignored (RFC 2018, RFC 2883)."""
         is_news = False
-        for start, end in blocks:
+        for start, end in sorted(blocks):  # ascending, or the order of the blocks would look like reordering
             if self.una < start < end <= self.next:
                 for segment in self._flight.mark_sacked(start, end):
-                    self._rack.delivered(segment, now, self.rtt.minimum)
+                    self._rack.delivered(segment, segment.end, now, self.rtt.minimum)
                     is_news = True
         if is_news:
             self.detect_losses(now)

@@ -93,7 +93,8 @@ def transfer(bed: Bed, peer: TcpPeer, link: Link, size: int) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(
-    ("loss", "duplicate", "reorder"), [(0.0, 0.0, 0.0), (0.02, 0.0, 0.0), (0.1, 0.0, 0.0), (0.0, 0.1, 0.3), (0.05, 0.05, 0.1)]
+    ("loss", "duplicate", "reorder"),
+    [(0.0, 0.0, 0.0), (0.02, 0.0, 0.0), (0.1, 0.0, 0.0), (0.0, 0.1, 0.3), (0.05, 0.05, 0.1)],
 )
 def test_bad_link(seed: int, loss: float, duplicate: float, reorder: float) -> None:
     version6 = seed % 2
