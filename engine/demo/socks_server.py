@@ -1,6 +1,6 @@
 """A SOCKS5 server: CONNECT and UDP ASSOCIATE, IPv4, IPv6 and names, with or without a password (RFC 1928, RFC 1929).
 
-    python -m engine.demo.socks_server --listen HOST:PORT [--user NAME --password-fd N] [--no-udp]
+    python -m engine.demo.socks_server --listen HOST:PORT [--user NAME --password-fd N] [--no-udp] [--reuse-port]
 
 prints `listening HOST:PORT` when it is ready, and ends on SIGTERM. The demo, the tests and the benchmark send their traffic
 through it. Sessions are callbacks over raw sockets: streams and tasks would cost more than what is being measured.
@@ -69,14 +69,19 @@ class SocksServer:
         *,
         credentials: tuple[bytes, bytes] | None = None,
         udp: bool = True,
+        reuse_port: bool = False,
     ) -> None:
+        """`reuse_port`: several servers may listen at the same port, and the kernel spreads the clients over them."""
         self.loop = loop
         self.credentials = credentials
         self.udp = udp
         self.buffer = memoryview(bytearray(BUFFER_SIZE))
         self.sessions: set[_Session | Joint] = set()
         self._listener = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=BACKLOG
+            (host, port),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=BACKLOG,
+            reuse_port=reuse_port,
         )
         self._listener.setblocking(False)
         loop.add_reader(self._listener.fileno(), self._on_accept)
@@ -309,7 +314,14 @@ async def _serve(options: argparse.Namespace, credentials: tuple[bytes, bytes] |
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     loop.add_signal_handler(signal.SIGINT, stopped.set)
     host, _, port = options.listen.rpartition(":")
-    with SocksServer(loop, host.strip("[]"), int(port), credentials=credentials, udp=options.udp) as server:
+    with SocksServer(
+        loop,
+        host.strip("[]"),
+        int(port),
+        credentials=credentials,
+        udp=options.udp,
+        reuse_port=options.reuse_port,
+    ) as server:
         host, port = server.endpoint
         print(f"listening [{host}]:{port}" if ":" in host else f"listening {host}:{port}", flush=True)
         await stopped.wait()
@@ -324,6 +336,7 @@ def main() -> None:
         "--password-fd", type=int, metavar="N", help="descriptor to read the password from, up to its end"
     )
     parser.add_argument("--no-udp", dest="udp", action="store_false", help="answer UDP ASSOCIATE with reply 7")
+    parser.add_argument("--reuse-port", action="store_true", help="share the port with other servers like this one")
     options = parser.parse_args()
     if (options.user is None) != (options.password_fd is None):
         parser.error("--user and --password-fd belong together")

@@ -1,7 +1,7 @@
 """Command line of the bench: `python -m loadtests.bench --help`.
 
-Exit codes: 0 the run is done; 1 it was interrupted or a server of the lab did not start (what was measured so far is still
-printed and written); 2 something is not installed or an option is wrong; 3 not root.
+Exit codes: 0 the run is done; 1 it was interrupted or a server of the lab did not start (what was measured so far is
+still printed and written); 2 something is not installed or an option is wrong; 3 not root.
 """
 
 import argparse

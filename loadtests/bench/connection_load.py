@@ -2,7 +2,7 @@
 
     python -m loadtests.bench.connection_load ADDRESS FIRST_PORT END_PORT SECONDS THREADS
 
-prints one JSON object: `opened`, `failed`, `seconds`. Blocking calls, because proxychains makes every connect block anyway.
+prints one JSON object: `opened`, `failed`, `seconds`. Blocking calls: under proxychains every connect blocks anyway.
 
     python -m loadtests.bench.connection_load ADDRESS PORT --probe
 

@@ -1,4 +1,4 @@
-"""TCP echo at several ports: `python -m loadtests.bench.echo_server ADDRESS FIRST_PORT END_PORT`. Runs until it is killed."""
+"""TCP echo at several ports, until killed: `python -m loadtests.bench.echo_server ADDRESS FIRST_PORT END_PORT`."""
 
 import asyncio
 import sys

@@ -43,8 +43,8 @@ def print_report(run: Run, console: Console) -> None:
     """Print the machine, the medians, the ratios with targets, and everything that was not measured."""
     machine = run.machine
     console.print(
-        f"{machine.cores} × {machine.cpu}, Linux {machine.kernel}, Python {machine.python}, {machine.congestion_control}; "
-        f"SOCKS server: {run.socks}; {run.rounds} rounds of {run.seconds:g} s a load"
+        f"{machine.cores} × {machine.cpu}, Linux {machine.kernel}, Python {machine.python}, "
+        f"{machine.congestion_control}; SOCKS server: {run.socks}; {run.rounds} rounds of {run.seconds:g} s a load"
     )
     found = medians(run.records)
     console.print(_medians_table(run, found))
@@ -90,7 +90,7 @@ def _ratios_table(records: list[Record], found: Medians) -> Table:
 
 
 def _verdict_text(held: list[Verdict]) -> str:
-    """PASS when every target is reached; otherwise what falls short, with three decimals so that 0.999 is not read as 1."""
+    """PASS when every target is reached; otherwise what falls short, with three decimals: 0.999 is not 1."""
     if not held:
         return ""
     words = []
@@ -99,7 +99,8 @@ def _verdict_text(held: list[Verdict]) -> str:
             words.append("no figure")
         elif not verdict.passed:
             assert verdict.reached is not None, "a verdict that was given has a figure"
-            words.append(f"[red]short: {verdict.reached:.3f}[/red]")
+            unit = f" × {verdict.target.reference}" if verdict.target.reference else ""
+            words.append(f"[red]short: {verdict.reached:.3f}{unit}[/red]")
     return ", ".join(words) or "[green]PASS[/green]"
 
 

@@ -83,7 +83,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Target(msgspec.Struct, frozen=True):
-    """What is to be reached: `factor` times the figure of a reference, or, without one, `factor` in the measure's unit."""
+    """What is to be reached: `factor` times a reference's figure or, without one, `factor` in the measure's unit."""
 
     measure: str
     factor: float

@@ -56,19 +56,17 @@ table inet silent {{
 def test_proxy_that_dies_and_comes_back(net: Topology, run_dir: Path) -> None:
     with ExitStack() as proxy, listening(net, TARGET_V4) as server:
         url = proxy.enter_context(embedded(net.internet))
-        with running_engine(net.client, run_dir, proxy=url) as engine:
+        with running_engine(net.client, run_dir, proxy=url) as engine, udp_socket(net.client, "0.0.0.0") as datagrams:
+            datagrams.connect((TARGET_V4, 9))
+            datagrams.send(b"make an association")
             app, peer = flow(net, server)
-            with app, peer, udp_socket(net.client, "0.0.0.0") as datagrams:
-                datagrams.connect((TARGET_V4, 9))
-                datagrams.send(b"make an association")
-                proxy.close()
-                with pytest.raises(ConnectionResetError):
-                    app.recv(1)
-                assert connect_error(net, TARGET_V4) in (errno.ECONNREFUSED, errno.ENETUNREACH)
-                with pytest.raises(OSError):
-                    while True:
-                        datagrams.send(b"is anybody there")
-                        datagrams.recv(1)
+            proxy.close()
+            with app, peer, pytest.raises(ConnectionResetError):
+                app.recv(1)
+            assert connect_error(net, TARGET_V4) == errno.ENETUNREACH
+            with pytest.raises(ConnectionRefusedError):
+                datagrams.send(b"is anybody there")
+                datagrams.recv(1)
             assert [worker.restarts for worker in engine.status().workers] == [0, 0]
             with embedded(net.internet):
                 app, peer = flow(net, server)
@@ -86,7 +84,7 @@ def test_wrong_password_is_one_clear_line_without_it(net: Topology, run_dir: Pat
         ) as engine,
     ):
         for _ in range(5):
-            assert connect_error(net, TARGET_V4) in (errno.ECONNREFUSED, errno.ENETUNREACH)
+            assert connect_error(net, TARGET_V4) == errno.ENETUNREACH
         lines = [line for line in engine.log.splitlines() if "WARNING" in line or "ERROR" in line]
         assert len(lines) == 1 and "does not serve us" in lines[0] and PROXY_V4 in lines[0], lines
         secrets = [engine.log, *(command_line_and_environment(pid) for pid in engine.processes()[1:])]

@@ -1,4 +1,4 @@
-"""loadtests/bench: what is computed from a run's records, and how it is shown. No lab, no load: a run as it was recorded."""
+"""loadtests/bench: what is computed from a run's records, and how it is shown. No lab, no load: recorded runs."""
 
 import io
 import json
@@ -184,7 +184,7 @@ def test_tables_show_medians_ratios_and_pass() -> None:
 
 def test_shortfall_is_not_rounded_away() -> None:
     report = shown(a_run(records("tcp_up_4", plain=1000.0, tunloom=999.0, sing_box_mixed=1000.0)))
-    assert row(report, "its targets", "tcp_up_4")[-1] == "short: 0.999"
+    assert row(report, "its targets", "tcp_up_4")[-1] == "short: 0.999 × sing-box"
 
 
 def test_failed_measure_is_a_dash_and_its_error_is_told_once() -> None:

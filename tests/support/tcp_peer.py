@@ -247,7 +247,8 @@ class TcpPeer:
         if not self.open:
             return
         while self.next < len(self._out) and self.next - self.una < self._peer_window:
-            size = min(self.mss, len(self._out) - self.next, self._peer_window - (self.next - self.una))
+            mss = self.mss - (12 if self.timestamps else 0)
+            size = min(mss, len(self._out) - self.next, self._peer_window - (self.next - self.una))
             payload = bytes(self._out[self.next : self.next + size])
             if self.next == self.una:
                 self._resend_at = now + self.timeout

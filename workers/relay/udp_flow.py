@@ -80,7 +80,6 @@ class UdpRelay:
         self._on_proxy_failed = on_proxy_failed
         self._supported: bool | None = None  # as told to `on_support`
         self._flows: dict[Endpoint, UdpFlow] = {}
-        self._refusal = Refusal.PORT_UNREACHABLE
         self._refused_until = 0.0
         self._sweep_timer: asyncio.TimerHandle | None = None
 
@@ -100,7 +99,7 @@ class UdpRelay:
             return
         now = self.stack.now
         if now < self._refused_until:
-            self.refuse(self._refusal, (source, source_port), (destination, destination_port), payload)
+            self.refuse((source, source_port), (destination, destination_port), payload)
             return
         if self._supported is False:
             # One association asks again; until it knows, the answer to the others stays what it was.
@@ -108,10 +107,15 @@ class UdpRelay:
         flow = self._open((source, source_port), now)
         flow.send(destination, destination_port, payload)
 
-    def refuse(self, refusal: Refusal, source: Endpoint, destination: Endpoint, payload: bytes | memoryview) -> None:
-        """Answer one datagram with an ICMP error, and count it."""
+    def refuse(self, source: Endpoint, destination: Endpoint, payload: bytes | memoryview) -> None:
+        """Answer one datagram with ICMP port unreachable, and count it.
+
+        Whatever the reason: of the codes that fit, it alone is an error to a UDP socket (Linux, net/ipv4/icmp.c,
+        icmp_err_convert: not `fatal`), and an application that hears nothing waits in vain.
+        """
         self.counters[Cell.UDP_REFUSED] += 1
-        self.stack.send_unreachable(refusal, 4 if len(source[0]) == 4 else 6, *source, *destination, payload)
+        version = 4 if len(source[0]) == 4 else 6
+        self.stack.send_unreachable(Refusal.PORT_UNREACHABLE, version, *source, *destination, payload)
 
     def close(self) -> None:
         """Close every association."""
@@ -140,25 +144,24 @@ class UdpRelay:
         try:
             association = await associate(self._dialer, timeout=self._timeout)
         except UdpUnsupported as error:
-            self._refuse_for(UNSUPPORTED_FOR, error.refusal)
+            self._refuse_for(UNSUPPORTED_FOR)
             self._tell_support(False, str(error))
-            flow.fail(error.refusal)
+            flow.fail()
         except ProxyFailed as error:
             self.counters[Cell.CONNECT_FAILED] += 1
-            self._refuse_for(FAILED_FOR, error.refusal)
+            self._refuse_for(FAILED_FOR)
             self._on_proxy_failed(error)
-            flow.fail(error.refusal)
+            flow.fail()
         except Exception:
             self.counters[Cell.CALLBACK_ERRORS] += 1
             log.exception("opening a UDP association")
-            flow.fail(Refusal.NET_UNREACHABLE)
+            flow.fail()
         else:
             self._refused_until = 0.0
             self._tell_support(True, "")
             flow.start(association)
 
-    def _refuse_for(self, seconds: float, refusal: Refusal) -> None:
-        self._refusal = refusal
+    def _refuse_for(self, seconds: float) -> None:
         self._refused_until = monotonic() + seconds
 
     def _tell_support(self, supported: bool, reason: str) -> None:
@@ -231,12 +234,12 @@ class UdpFlow:
                 return
             self.send(*destination, memoryview(payload))
 
-    def fail(self, refusal: Refusal) -> None:
+    def fail(self) -> None:
         """There is no association: answer what has waited."""
         self.task = None
         self._relay.remove(self)
         for destination, payload in self._queue:
-            self._relay.refuse(refusal, self.source, destination, payload)
+            self._relay.refuse(self.source, destination, payload)
 
     def close(self) -> None:
         """Release the association, or give up opening it."""

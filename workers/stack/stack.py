@@ -168,6 +168,7 @@ class Stack:
             self.open(packet, start, end, key)
             return
         if flags & RST:
+            self.counters[Cell.DROP_STALE] += 1
             return  # RFC 9293 3.10.7.1: an RST is never answered
         if flags & ACK:
             self.reset(key, seq=ack, ack=None)

@@ -183,7 +183,7 @@ async def test_udp_is_tried_again_and_found(monkeypatch: pytest.MonkeyPatch) -> 
 async def test_a_dead_proxy_is_not_mistaken_for_one_without_udp() -> None:
     with closed_port() as proxy, relay(proxy) as setup:
         setup.send(APP, FAR, b"x")
-        assert (await setup.app.errors.get())[0] is Refusal.NET_UNREACHABLE
+        assert (await setup.app.errors.get())[0] is Refusal.PORT_UNREACHABLE
         assert setup.support == []
         assert len(setup.failures) == 1
         assert setup.counters[Cell.CONNECT_FAILED] == 1

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["TcpConnection"]
 
 DELAYED_ACK = 0.04  # seconds a lone segment's ACK waits for data to ride on; RFC 9293 3.8.6.3 allows 0.5
-ACK_EVERY_MAX = 32 * 1024  # bytes after which an ACK goes out with the batch, however large the MSS
+ACK_EVERY_MAX = 4096  # bytes after which an ACK goes out with the batch, however large the MSS: more is not a request
 QUICK_ACKS = 16  # ACKs not delayed after a delay was in vain: the application waits for ACKs, not for answers
 SYN_ACK_RETRIES = 5  # as Linux' tcp_synack_retries
 GIVE_UP = 120.0  # seconds of retransmission in vain; RFC 9293 3.8.3 R2 asks for at least 100
@@ -85,8 +85,7 @@ class TcpConnection:
         self.timer: Entry | None = None
         self.ack_queued = False
         self._stack = stack
-        self._syn = syn
-        self._irs = irs
+        self._syn, self._irs = syn, irs
         self._timestamps = timestamps = options.timestamps is not None
         self._header_length = 32 if timestamps else 20
         self._offers_scale = options.window_scale is not None
@@ -276,8 +275,10 @@ class TcpConnection:
             self._challenge(now)  # RFC 5961 4.2
             return
         if not flags & ACK or self.state is State.DIALING:
+            self._stack.counters[Cell.DROP_STALE] += 1
             return
-        self._note_heard(position, options, now)
+        self._heard_at = now
+        self.receiver.note_timestamps(position, options.timestamps)
         if not self._is_ack_valid(ack, now):
             return
         una = self.sender.una
@@ -344,12 +345,6 @@ class TcpConnection:
         elif self.state is not State.DIALING:
             self._challenge(now)  # RFC 5961 3.2: in the window is not enough
 
-    def _note_heard(self, position: int, options: Options, now: float) -> None:
-        self._heard_at = now
-        receiver = self.receiver
-        if options.timestamps is not None and self._timestamps and position <= receiver.acked:
-            receiver.ts_recent = options.timestamps[0]  # RFC 7323 4.3 (2)
-
     def _is_ack_valid(self, ack: int, now: float) -> bool:
         sender = self.sender
         position = unwrap(ack, sender.una)
@@ -384,13 +379,10 @@ class TcpConnection:
             return
         elif not length and window == sender.window and sender.in_flight:
             sender.duplicate_ack()
-        if window != sender.window and (
-            advances
-            or position > self._window_position
-            or (position == self._window_position and window > sender.window)
-        ):
-            sender.update_window(window)
-        self._window_position = position
+        if advances or position >= self._window_position:
+            self._window_position = position
+            if window != sender.window:
+                sender.update_window(window)
         if blocks:
             sender.selectively_acknowledge(blocks, now)
         if sender.has_work:
@@ -417,7 +409,11 @@ class TcpConnection:
             receiver.ack_now = True  # RFC 5681 4.2: at once, when anything is out of the ordinary
         self._want_ack()
         if data and not in_order:
-            self._stack.counters[Cell.BUFFER_BYTES] += receiver.store(position, data)
+            stored = receiver.store(position, data)
+            if stored is None:
+                self._stack.counters[Cell.DROP_BUFFER_LIMIT] += 1
+            else:
+                self._stack.counters[Cell.BUFFER_BYTES] += stored
         elif data:
             self._deliver(data)
             while self.state in _HEARS_TEXT and (ready := receiver.pop_ready()) is not None:
@@ -575,20 +571,23 @@ class TcpConnection:
         self._arm(self._silent_at)
 
     def _on_silence(self, now: float) -> None:
-        config = self._stack.config
         if self.state is State.TIME_WAIT:
             self._silent_at = math.inf
-            self._stack.forget(self)
-            self._set_state(Event.ABORT)
-            if not self._eof_told:
-                self._listen_for_silence()  # the upstream has not taken everything yet
+            self._set_state(Event.ABORT)  # with text that the upstream has not taken, it waits on as half-closed
         elif self.state in _HALF_CLOSED:
-            self._silent_at = self._heard_at + config.half_close_timeout
+            self._silent_at = self._heard_at + self._stack.config.half_close_timeout
             if self._silent_at <= now:
                 self.end(CloseReason.TIMEOUT, now)
-        elif self._heard_at + config.keepalive_idle > now:
-            self._unanswered = 0
-            self._silent_at = self._heard_at + config.keepalive_idle
+        else:
+            self._keep_alive(now)
+
+    def _keep_alive(self, now: float) -> None:
+        """RFC 9293 3.8.4."""
+        if self._heard_at >= self._silent_at - KEEPALIVE_INTERVAL:
+            self._unanswered = 0  # heard after the last probe
+        idle_at = self._heard_at + self._stack.config.keepalive_idle
+        if idle_at > now:
+            self._silent_at = idle_at
         elif self._unanswered == KEEPALIVE_PROBES:
             self.end(CloseReason.TIMEOUT, now)
         else:
@@ -603,14 +602,15 @@ class TcpConnection:
         self._predict()
         if self.state is State.TIME_WAIT:
             self._stack.wait(self)
-        elif self.state is State.CLOSED and event is Event.FIN_ACKED:
+        elif self.state is State.CLOSED:
             self._stack.forget(self)
         elif self.state not in _HALF_CLOSED:
             return
         if self.state in _WIRE_IS_DONE:
             self.sender.clear()
             self._starved = False
-        self._listen_for_silence()
+        if self.state is not State.CLOSED or not self._eof_told:
+            self._listen_for_silence()
         self._tell_finished()
 
     def _tell_eof(self) -> None:
@@ -628,11 +628,11 @@ class TcpConnection:
     def _tell_finished(self) -> None:
         """on_closed(FINISHED), when the wire is done and the handler has had everything."""
         if self._eof_told and self.state in _WIRE_IS_DONE:
-            handler, self.handler = self.handler, NOBODY
-            handler.on_closed(CloseReason.FINISHED)
             if self.state is State.CLOSED:
                 self._silent_at = math.inf
                 self._stack.timers.cancel(self)
+            handler, self.handler = self.handler, NOBODY
+            handler.on_closed(CloseReason.FINISHED)
 
     def _close(self, reason: CloseReason) -> None:
         """The connection is gone, now."""

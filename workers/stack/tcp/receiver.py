@@ -80,6 +80,11 @@ class Receiver:
         """Whether a window update is due: the upstream took enough since the last segment we sent."""
         return self.next + self.limit - len(self.backlog) - self.out_of_order - self.edge >= self._worth()
 
+    def note_timestamps(self, position: int, timestamps: tuple[int, int] | None) -> None:
+        """Remember the timestamp of an acceptable segment at `position`, to echo it (RFC 7323 4.3 (2))."""
+        if timestamps is not None and position <= self.acked:
+            self.ts_recent = timestamps[0]
+
     def is_inside(self, position: int, length: int) -> bool:
         """Whether a segment of `length` bytes (SYN and FIN counted) is acceptable (RFC 9293 3.10.7.4, first step).
 
@@ -89,8 +94,8 @@ class Receiver:
             return position <= self.edge and position + length > self.next
         return self.next <= position <= self.edge
 
-    def store(self, position: int, data: memoryview) -> int:
-        """Keep a copy of bytes that came ahead of `next`; return how many more are held now.
+    def store(self, position: int, data: memoryview) -> int | None:
+        """Keep a copy of bytes that came ahead of `next`; return how many more are held now. None: there are too many gaps.
 
         What lies in ranges already held is not replaced.
         """
@@ -102,7 +107,7 @@ class Receiver:
             index -= 1
             start, held = before
         elif len(ranges) >= RANGES_MAX:
-            return 0
+            return None
         else:
             start, held = position, bytearray()
             ranges.insert(index, (start, held))

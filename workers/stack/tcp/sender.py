@@ -138,12 +138,12 @@ class Sender:
         if room < self.mss:
             return None
         segment = self._flight.first_lost(min(self.max_segment, room - room % self.mss))
-        self._flight.unmark_lost(segment)
         self._must_retransmit = False
         self._send_again(segment, now)
         return segment
 
     def _send_again(self, segment: Segment, now: float) -> None:
+        self._flight.unmark_lost(segment)
         segment.retransmitted = True
         segment.sent_at = now
         self.tail_probe = False

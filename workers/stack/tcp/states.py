@@ -1,12 +1,15 @@
 """The states of a connection and what leads from one to the next. This stack only ever answers a SYN (the passive side)."""
 
-from enum import Enum, auto
+from enum import IntEnum, auto
 
 __all__ = ["TRANSITIONS", "Event", "State"]
 
 
-class State(Enum):
-    """RFC 9293 3.3.2. LISTEN is the stack itself; SYN-SENT does not exist on the passive side."""
+class State(IntEnum):
+    """RFC 9293 3.3.2. LISTEN is the stack itself; SYN-SENT does not exist on the passive side.
+
+    IntEnum because it hashes in C; states are looked up in sets and in the table for every packet that is not predicted.
+    """
 
     DIALING = auto()
     """SYN-RECEIVED in which the SYN-ACK is held back until the upstream has connected."""
@@ -21,7 +24,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-class Event(Enum):
+class Event(IntEnum):
     """What changes a state."""
 
     ACCEPT = auto()  # our SYN-ACK goes out
