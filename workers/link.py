@@ -3,8 +3,8 @@
     1. the master rings the doorbell (only while this worker sleeps); `_on_doorbell`
     2. `_serve` pulls packets, gives each to the stack where it lies (ring or pool slot), and returns its slot
     3. after the batch the stack sends the ACKs that are due; the entries go back to the master
-    4. before it sleeps the worker looks again for LOOKS turns of the loop: most packets come in trains, and a wake-up
-       costs more than a look (docs/performance.md)
+    4. before it sleeps the worker looks again for LOOKS turns of the loop, yielding the processor each time: packets come
+       in trains, and waking a halted processor costs more than many looks (docs/performance.md)
     5. `transmit` writes each outbound packet to the tun, at any time: writes are atomic and need no ring back
 
 Slot memory is valid only while the stack processes the packet: whoever keeps bytes copies them.
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 """Packets served before sockets get their turn."""
-LOOKS = 4
-"""Turns of the event loop without a packet before the worker sleeps."""
+LOOKS = 20
+"""Turns of the event loop without a packet before the worker sleeps; in each it offers its processor to others."""
 TICK = 0.1  # seconds; the longest a timer or a lost doorbell waits
 
 
@@ -59,6 +59,7 @@ class Link:
         self._tun_fd = tun_fd
         self._virtio = virtio
         self._counters = counters
+        self._looking = False
         self._looks_left = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -82,26 +83,26 @@ class Link:
 
     def _on_doorbell(self) -> None:
         os.eventfd_read(self._doorbell)
-        if not self._looks_left:  # otherwise the next look is already scheduled
+        if not self._looking:  # otherwise the next look is already scheduled
             self._serve()
 
     def _serve(self) -> None:
         """Serve a batch, then look again or sleep."""
-        if self._serve_batch():
+        if self._serve_batch(monotonic()):
             self._looks_left = LOOKS
-        else:
+        elif self._looks_left:
             self._looks_left -= 1
-        if self._looks_left > 0 or not self._ring.try_sleep():
-            self._looks_left = max(self._looks_left, 1)
-            self._loop.call_soon(self._serve)
-        else:
-            self._looks_left = 0
+            os.sched_yield()
+        elif self._ring.try_sleep():
+            self._looking = False
+            return
+        self._looking = True
+        self._loop.call_soon(self._serve)
 
-    def _serve_batch(self) -> int:
+    def _serve_batch(self, now: float) -> int:
         """Give at most BATCH packets to the stack; returns how many there were."""
         ring, free_ring, slots, process = self._ring, self._free_ring, self._slots, self.stack.process
         inline = ring.inline
-        now = monotonic()
         count = 0
         while count < BATCH:
             item = ring.pull()
@@ -153,7 +154,7 @@ class Link:
         now = monotonic()
         self._guard(self.stack.timeout, now)
         self._publish(now)
-        if not self._looks_left:
+        if not self._looking:
             # Also the safety net of the ring's sleep protocol: a lost wake-up costs at most one TICK.
             self._ring.wake()
             self._serve()

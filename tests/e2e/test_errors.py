@@ -98,7 +98,11 @@ def command_line_and_environment(pid: int) -> str:
 
 def test_proxy_that_hangs(net: Topology, run_dir: Path) -> None:
     """It accepts connections and says nothing: stopped by SIGSTOP. When it goes on, so do the flows."""
-    with embedded(net.internet) as url, running_engine(net.client, run_dir, proxy=url), listening(net, TARGET_V4) as server:
+    with (
+        embedded(net.internet) as url,
+        running_engine(net.client, run_dir, proxy=url),
+        listening(net, TARGET_V4) as server,
+    ):
         app, peer = flow(net, server)
         with app, peer:
             (pid,) = listeners(net, 1080)

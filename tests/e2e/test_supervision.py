@@ -49,7 +49,6 @@ def test_killed_worker_is_replaced_and_flows_of_others_do_not_notice(run_dir: Pa
     with bed(run_dir) as made, listening(made.net, host) as server, ThreadPoolExecutor() as pool:
         lost, kept = flows_by_worker(made, server, at_least=2)
         transfers = [transfer(pool, *pair, 100 * MIB) for app, peer in kept for pair in ((app, peer), (peer, app))]
-        load = [pool.submit(app.recv, 1) for app, _ in lost[:1]]  # a reader that waits hears of it only when it sends
         pid = made.engine.status().workers[0].pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -58,7 +57,6 @@ def test_killed_worker_is_replaced_and_flows_of_others_do_not_notice(run_dir: Pa
             app.sendall(b"is anybody there")
             with pytest.raises(ConnectionResetError):
                 app.recv(1)
-        assert isinstance(load[0].exception(), ConnectionResetError)
         assert [future.result() == pseudo_random(100 * MIB) for future in transfers] == [True] * len(transfers)
         for _ in range(8):
             app, peer = flow(made.net, server)
@@ -202,5 +200,5 @@ def test_name_in_use_is_one_sentence(net: Topology, run_dir: Path) -> None:
         second = start(net, run_dir.with_name("other"), "--interface", "tl0", "--no-auto-route")
         assert second.returncode == 1
         assert second.stderr.splitlines() == [
-            "engine: The interface tl0 is in use by another program: choose another with --interface."
+            "engine: The interface 'tl0' is in use by another program: choose another with --interface."
         ]

@@ -98,7 +98,10 @@ def _daemon(internet: Namespace, command: list[str], *, host: str = PROXY_V4, po
 def _with_own_accounts(work: Path, command: list[str]) -> list[str]:
     """Return `command` in a mount namespace where USER exists with PASSWORD, and /run is empty; the machine's stay as they are."""
     hashed = subprocess.run(["openssl", "passwd", "-6", PASSWORD], check=True, capture_output=True, text=True).stdout
-    for name, line in ("passwd", f"{USER}:x:4242:4242::/:/bin/false"), ("shadow", f"{USER}:{hashed.strip()}:19000::::::"):
+    for name, line in (
+        ("passwd", f"{USER}:x:4242:4242::/:/bin/false"),
+        ("shadow", f"{USER}:{hashed.strip()}:19000::::::"),
+    ):
         (work / name).write_text(f"{Path('/etc', name).read_text()}{line}\n")
     script = (
         f"mount --bind '{work}/passwd' /etc/passwd && mount --bind '{work}/shadow' /etc/shadow"
