@@ -91,8 +91,8 @@ class Ingress:
         for (target,) in self._targets:
             target.release()
 
-    def read_batch(self) -> int:
-        """Dispatch what the tun has, at most BATCH packets; returns how many. Raises OSError when the tun is gone (EBADFD)."""
+    def read_batch(self) -> None:
+        """Dispatch what the tun has, at most BATCH packets. Raises OSError when the tun is gone (EBADFD)."""
         fd, targets, free, slots, shards = self._fd, self._targets, self._free, self._pool.slots, self._shards
         offset, salt, count = self._offset, self._salt, len(shards)
         readv, ipv4, ipv6 = os.readv, _IPV4.unpack_from, _IPV6.unpack_from
@@ -142,7 +142,6 @@ class Ingress:
         self._counters[Cell.WAKEUPS] += 1
         if failure is not None:
             raise failure
-        return packets
 
     def reset_shard(self, index: int, shard: Shard) -> None:
         """Put `shard` in the place of a dead worker's and take back the slots that it held."""

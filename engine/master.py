@@ -47,7 +47,7 @@ SLOTS = 512
 """Packets above 2 KiB that may be on their way to workers, 68 KiB of (not yet touched) memory each."""
 RING_ENTRIES = 1024
 """Packets that may wait for one worker."""
-LOOKS = 20
+LOOKS = 200
 """Turns of the event loop without a packet before the master sleeps; as in workers/link.py."""
 EXPIRE_INTERVAL = 5.0  # seconds between looks for fragments whose time is up
 
@@ -96,7 +96,7 @@ class _Master:
         self.udp = "unknown"
         self.failure: EngineFailed | None = None
         self.stopped = asyncio.Event()  # asked to stop
-        self._looking = False  # the tun is read in every turn of the loop
+        self._looking = False  # `_look` is scheduled
         self._looks_left = 0  # turns without a packet before it sleeps
         self.loop = asyncio.get_running_loop()
 
@@ -182,28 +182,26 @@ class _Master:
         undo.callback(_every(self.loop, EXPIRE_INTERVAL, self.ingress.expire))
 
     def _on_tun_readable(self) -> None:
-        if not self._looking:  # otherwise the next look is already scheduled
-            self._read()
-
-    def _read(self) -> None:
-        """Read a batch, then look again or sleep."""
         try:
-            count = self.ingress.read_batch()
+            self.ingress.read_batch()
         except OSError as error:
-            self._looking = False
             if error.errno != errno.EIO:  # EIO: the interface is down; it may come up again
                 self._on_tun_gone(error)
             return
-        if count:
-            self._looks_left = LOOKS
-        elif self._looks_left:
-            self._looks_left -= 1
-            os.sched_yield()
-        else:
+        self._looks_left = LOOKS
+        if not self._looking:
+            self._looking = True
+            self.loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        """Keep the loop turning, and so looking at the tun, for LOOKS turns after the last packet."""
+        if not self._looks_left:
             self._looking = False
             return
-        self._looking = True
-        self.loop.call_soon(self._read)
+        if self._looks_left < LOOKS:  # nothing came in this turn
+            os.sched_yield()
+        self._looks_left -= 1
+        self.loop.call_soon(self._look)
 
     def _on_tun_gone(self, error: OSError) -> None:
         self.loop.remove_reader(self.tun.fd)

@@ -9,6 +9,8 @@ from pathlib import Path
 __all__ = ["RunDirError", "lock_run_dir", "wait_until_unlocked"]
 
 LOCK_NAME = "lock"
+PATH_MAX = 90
+"""Bytes: the control socket's path, some more, must fit sun_path, 108 with its terminating zero (unix(7))."""
 
 
 class RunDirError(Exception):
@@ -17,7 +19,11 @@ class RunDirError(Exception):
 
 @contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Make `run_dir` and hold it. Raises RunDirError when another engine does, or when it cannot be made."""
+    """Make `run_dir` and hold it. Raises RunDirError when another engine does, or when it cannot be used."""
+    if len(os.fsencode(run_dir)) > PATH_MAX:
+        raise RunDirError(
+            f"--run-dir: {run_dir} is too long for a path that is to hold sockets: at most {PATH_MAX} bytes"
+        )
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         fd = os.open(run_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

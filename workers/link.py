@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 BATCH = 64
 """Packets served before sockets get their turn."""
-LOOKS = 20
+LOOKS = 100
 """Turns of the event loop without a packet before the worker sleeps; in each it offers its processor to others."""
 TICK = 0.1  # seconds; the longest a timer or a lost doorbell waits
 

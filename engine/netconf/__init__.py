@@ -14,6 +14,7 @@ journal   what was changed, on disk
 linux     applies a plan, undoes a journal
 netlink   makes and reverts one change; all of pyroute2
 guardian  restores the network when the master is gone
+watch     tells when somebody sets the tun down, and up again
 network   the master's front: `Network`; `repair_network` for `engine repair`
 """
 

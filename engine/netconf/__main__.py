@@ -1,7 +1,8 @@
-"""`python -m engine.netconf apply|undo --run-dir DIR`: the short-lived process that changes the network.
+"""`python -m engine.netconf apply|renew|undo --run-dir DIR`: the short-lived process that changes the network.
 
 apply   reads a NetworkPlan as JSON from standard input; prints remarks, one a line. `--guard-fd N` is the reading end of a
         pipe whose writer is the master: once that is gone, nothing is changed any more.
+renew   makes again what the kernel took away while the tun was down; prints the number of changes made. `--guard-fd` too.
 undo    restores what the journal holds, and prints the number of changes undone; harmless when repeated.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 not permitted; on failure one sentence on standard error.
@@ -14,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from engine.netconf import EXIT_NOT_PERMITTED, NetworkError
-from engine.netconf.linux import apply, undo
+from engine.netconf.linux import apply, renew, undo
 from engine.netconf.plan import NetworkPlan
 
 __all__ = ["main"]
@@ -24,9 +25,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m engine.netconf")
     commands = parser.add_subparsers(dest="command", required=True)
-    apply_parser = commands.add_parser("apply")
-    apply_parser.add_argument("--run-dir", type=Path, required=True)
-    apply_parser.add_argument("--guard-fd", type=int)
+    for name in "apply", "renew":
+        change_parser = commands.add_parser(name)
+        change_parser.add_argument("--run-dir", type=Path, required=True)
+        change_parser.add_argument("--guard-fd", type=int)
     undo_parser = commands.add_parser("undo")
     undo_parser.add_argument("--run-dir", type=Path, required=True)
     options = parser.parse_args(arguments)
@@ -35,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
             plan = msgspec.json.decode(sys.stdin.buffer.read(), type=NetworkPlan)
             for remark in apply(plan, options.run_dir, guard_fd=options.guard_fd):
                 print(remark)
+        elif options.command == "renew":
+            print(renew(options.run_dir, guard_fd=options.guard_fd))
         else:
             print(undo(options.run_dir))
     except msgspec.MsgspecError as error:

@@ -1,4 +1,4 @@
-"""Applies a plan and undoes a journal on Linux.
+"""Applies a plan, renews it after the tun was down, and undoes a journal on Linux.
 
 The order within `apply`: kernel parameters (they must stand before the interface is up), link, addresses, routes, rules.
 Traffic moves with the last rules, when everything before them is in place; undone in reverse, it moves back first.
@@ -25,7 +25,7 @@ from engine.netconf.plan import (
     plan_rules,
 )
 
-__all__ = ["apply", "undo"]
+__all__ = ["apply", "renew", "undo"]
 
 QUEUE_LENGTH = 1000
 """Packets that wait while the engine is busy: the default of Ethernet; that of a tun is 500."""
@@ -44,8 +44,7 @@ def apply(plan: NetworkPlan, run_dir: Path, *, guard_fd: int | None = None) -> l
     with open_journal(run_dir, create=True) as journal, open_netlink() as netlink:
         assert journal is not None
         # We hold the journal's lock: should the master die after this look, its guardian waits, and undoes what we did.
-        if guard_fd is not None and _is_closed(guard_fd):
-            raise NetworkError("The engine that asked for the change of the network is gone; nothing was changed.")
+        _refuse_without_master(guard_fd)
         _undo_pending(netlink, journal)
         families, remarks = _usable_families(plan)
         if plan.auto_route:
@@ -65,6 +64,19 @@ def apply(plan: NetworkPlan, run_dir: Path, *, guard_fd: int | None = None) -> l
         return remarks
 
 
+def renew(run_dir: Path, *, guard_fd: int | None = None) -> int:
+    """Make again what the kernel took away when the tun was set down: its routes and IPv6 addresses; return their number.
+
+    What the journal says is enough: nothing new is recorded. `guard_fd` as in `apply`. Raises NetworkError.
+    """
+    with open_journal(run_dir, create=False) as journal, open_netlink() as netlink:
+        if journal is None or journal.owner is None:
+            return 0
+        _refuse_without_master(guard_fd)
+        index = journal.owner.index
+        return sum(netlink.make_if_missing(change, index) for change in journal.pending.values())
+
+
 def undo(run_dir: Path) -> int:
     """Undo what the journal in `run_dir` holds; return the number of changes, 0 when there is nothing to undo.
 
@@ -77,6 +89,11 @@ def undo(run_dir: Path) -> int:
         with open_netlink() as netlink:
             _undo_pending(netlink, journal)
         return count
+
+
+def _refuse_without_master(guard_fd: int | None) -> None:
+    if guard_fd is not None and _is_closed(guard_fd):
+        raise NetworkError("The engine that asked for the change of the network is gone; nothing was changed.")
 
 
 def _is_closed(pipe: int) -> bool:

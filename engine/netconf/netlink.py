@@ -76,6 +76,21 @@ class Netlink:
         except (NetlinkError, OSError) as error:
             raise _explained(change, "made", error) from error
 
+    def make_if_missing(self, change: Change, index: int) -> bool:
+        """Make a route or an address unless it is there; return whether it was missing. Raises NetworkError.
+
+        Other changes outlive the tun's being down.
+        """
+        if not isinstance(change, Route | Address):
+            return False
+        try:
+            self._make(change, index)
+        except (NetlinkError, OSError) as error:
+            if _errno(error) == errno.EEXIST:
+                return False
+            raise _explained(change, "made", error) from error
+        return True
+
     def revert(self, change: Change, index: int | None) -> None:
         """Take back one change as far as it is still there and still ours; `index` is None when the tun is gone.
 

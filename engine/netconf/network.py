@@ -1,6 +1,7 @@
 """The master's front of netconf: coroutines that run the helper processes and speak with the guardian."""
 
 import asyncio
+import logging
 import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -10,8 +11,11 @@ import msgspec
 
 from engine.netconf import EXIT_NOT_PERMITTED, NetworkError
 from engine.netconf.plan import NetworkPlan
+from engine.netconf.watch import LinkWatch
 
 __all__ = ["Network", "repair_network"]
+
+log = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT = 20.0  # seconds; a helper takes about 0.4, most of it to import pyroute2
 
@@ -20,7 +24,7 @@ class Network:
     """Changes the network of this machine (of this network namespace) and restores it.
 
     Call `start_guardian`, then `apply`, then `restore`. When the process dies in between, however it dies, the guardian
-    restores the network.
+    restores the network. When somebody sets the tun down and up again, the changes that this undid are made again.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -30,6 +34,8 @@ class Network:
         # reads it; we keep the reading end to lend it to `apply`, which must not start a change once we are dead.
         self._life_read = -1
         self._life_write = -1
+        self._watch: LinkWatch | None = None
+        self._renewal: asyncio.Task[None] | None = None
 
     async def start_guardian(self) -> None:
         """Start the guardian and wait until it watches. Raises NetworkError."""
@@ -53,11 +59,36 @@ class Network:
         What an earlier run left is undone first. On failure everything is undone and NetworkError is raised.
         """
         assert self._guardian is not None, "no change without a guardian"
-        return await _run_helper("apply", self.run_dir, guard_fd=self._life_read, plan=plan)
+        remarks = await _run_helper("apply", self.run_dir, guard_fd=self._life_read, plan=plan)
+        try:
+            self._watch = LinkWatch(asyncio.get_running_loop(), plan.interface, self._on_link)
+        except OSError as error:
+            raise NetworkError(f"The interface {plan.interface} cannot be watched: {error.strerror}.") from error
+        return remarks
+
+    def _on_link(self, up: bool) -> None:
+        if up:
+            self._renewal = asyncio.get_running_loop().create_task(self._renew(self._renewal), name="renew")
+        else:
+            log.warning("the tun was set down: until it is up again, traffic goes past the proxy")
+
+    async def _renew(self, previous: asyncio.Task[None] | None) -> None:
+        if previous is not None:
+            await previous
+        try:
+            (count,) = await _run_helper("renew", self.run_dir, guard_fd=self._life_read)
+        except NetworkError as error:
+            log.error("the tun is up again, but traffic still goes past the proxy: %s", error)
+        else:
+            log.warning("the tun is up again: %s routes and addresses made again", count)
 
     async def restore(self) -> None:
         """Undo everything and end the guardian; harmless when there is nothing to undo. Raises NetworkError."""
         answer = ""
+        if self._watch is not None:
+            self._watch.close()
+        if self._renewal is not None:
+            await self._renewal
         if self._guardian is not None:
             os.write(self._life_write, b"undo")
             answer = await _read_line(self._guardian)

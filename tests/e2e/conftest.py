@@ -8,6 +8,7 @@ import pytest
 from tests.support.engine import Bed
 from tests.support.engine import bed as make_bed
 from tests.support.netns import leaving_nothing
+from tests.support.sockets import close_sockets
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,6 +26,13 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
     """Namespaces, the embedded proxy and a running engine, for all tests of a module."""
     with leaving_nothing(), make_bed(tmp_path_factory.mktemp("bed") / "run") as made:
         yield made
+
+
+@pytest.fixture(autouse=True)
+def no_open_sockets() -> Iterator[None]:
+    """Close what a failed test has left open."""
+    yield
+    close_sockets()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ have a timeout, which turns a hang into a failure.
 import hashlib
 import socket
 import struct
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,6 +15,7 @@ from tests.support.netns import Namespace, Topology
 
 __all__ = [
     "Endpoint",
+    "close_sockets",
     "connect",
     "flow",
     "listening",
@@ -29,6 +31,23 @@ TIMEOUT = 20.0  # seconds
 
 Endpoint = tuple[str, int]
 
+_made: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def close_sockets() -> None:
+    """Close every socket that was made here, so that a failed test tells of its failure and not of sockets left open."""
+    for sock in _made:
+        sock.close()
+    _made.clear()
+
+
+def _prepared(sock: socket.socket) -> socket.socket:
+    sock.settimeout(TIMEOUT)
+    if sock.type is socket.SOCK_STREAM:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _made.add(sock)
+    return sock
+
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -37,26 +56,19 @@ def _family(host: str) -> socket.AddressFamily:
 def tcp_server(namespace: Namespace, host: str, port: int = 0, *, backlog: int = 128) -> socket.socket:
     """Return a listening socket; port 0: any free one."""
     with namespace.entered():
-        server = socket.create_server((host, port), family=_family(host), backlog=backlog)
-    server.settimeout(TIMEOUT)
-    return server
+        return _prepared(socket.create_server((host, port), family=_family(host), backlog=backlog))
 
 
 def connect(namespace: Namespace, endpoint: Endpoint) -> socket.socket:
     """Return a connected TCP socket. Raises OSError as the application sees it."""
     with namespace.entered():
-        sock = socket.create_connection(endpoint[:2], timeout=TIMEOUT)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
+        return _prepared(socket.create_connection(endpoint[:2], timeout=TIMEOUT))
 
 
 def flow(net: Topology, server: socket.socket) -> tuple[socket.socket, socket.socket]:
     """Open one flow from the client to `server`; return both ends: the application's and the peer's."""
     app = connect(net.client, server.getsockname())
-    peer, _ = server.accept()
-    peer.settimeout(TIMEOUT)
-    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return app, peer
+    return app, _prepared(server.accept()[0])
 
 
 @contextmanager
@@ -69,8 +81,7 @@ def listening(net: Topology, host: str) -> Iterator[socket.socket]:
 def udp_socket(namespace: Namespace, host: str, port: int = 0) -> socket.socket:
     """Return a UDP socket bound to `host`, which may be a wildcard: `0.0.0.0` or `::`."""
     with namespace.entered():
-        sock = socket.socket(_family(host), socket.SOCK_DGRAM)
-    sock.settimeout(TIMEOUT)
+        sock = _prepared(socket.socket(_family(host), socket.SOCK_DGRAM))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * 1024 * 1024)
     sock.bind((host, port))
     return sock

@@ -96,7 +96,7 @@ def _daemon(internet: Namespace, command: list[str], *, host: str = PROXY_V4, po
 
 
 def _with_own_accounts(work: Path, command: list[str]) -> list[str]:
-    """Return `command` in a mount namespace where USER exists with PASSWORD, and /run is empty; the machine's stay as they are."""
+    """Return `command` in a mount namespace with accounts of its own, USER with PASSWORD among them, and an empty /run."""
     hashed = subprocess.run(["openssl", "passwd", "-6", PASSWORD], check=True, capture_output=True, text=True).stdout
     for name, line in (
         ("passwd", f"{USER}:x:4242:4242::/:/bin/false"),
