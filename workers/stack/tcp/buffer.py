@@ -17,6 +17,9 @@ CHUNK_SIZES = (4 * 1024, 16 * 1024, 64 * 1024)
 _FREE_MAX = (256, 64, 32)
 """Free chunks kept of each class: 4 MiB altogether."""
 
+_BUFFER_BYTES = int(Cell.BUFFER_BYTES)
+"""A plain integer: an attribute of an Enum and its conversion cost more than the rest of the count."""
+
 _LEFTOVER_MIN = 2048
 """Bytes below which the rest of a chunk is not offered any more: a read into it would cost as much and bring little."""
 
@@ -30,13 +33,13 @@ class ChunkPool:
 
     def take(self, size_class: int) -> memoryview:
         """Return a writable view of CHUNK_SIZES[size_class] bytes, of any content."""
-        self._counters[Cell.BUFFER_BYTES] += CHUNK_SIZES[size_class]
+        self._counters[_BUFFER_BYTES] += CHUNK_SIZES[size_class]
         free = self._free[size_class]
         return free.pop() if free else memoryview(bytearray(CHUNK_SIZES[size_class]))
 
     def give(self, size_class: int, memory: memoryview) -> None:
         """Take back what `take` returned."""
-        self._counters[Cell.BUFFER_BYTES] -= CHUNK_SIZES[size_class]
+        self._counters[_BUFFER_BYTES] -= CHUNK_SIZES[size_class]
         free = self._free[size_class]
         if len(free) < _FREE_MAX[size_class]:
             free.append(memory)

@@ -38,9 +38,14 @@ class RoundTrip:
             self.smoothed += _ALPHA * (rtt - self.smoothed)
             if rtt < self.minimum:
                 self.minimum = rtt
+        # Comparisons and not min and max: one of each round trip's costliest steps otherwise.
         # The floor is on the variation, as in Linux: a peer may hold an ACK back by 200 ms whatever the path's delay.
-        self._rto = self.smoothed + max(RTO_MIN, 4 * self.variation)
-        self.probe_timeout = min(max(PTO_MIN, 2 * self.smoothed), self._rto)
+        spread = 4 * self.variation
+        self._rto = rto = self.smoothed + (spread if spread > RTO_MIN else RTO_MIN)
+        probe = 2 * self.smoothed
+        if probe < PTO_MIN:
+            probe = PTO_MIN
+        self.probe_timeout = probe if probe < rto else rto
         self._backoff = 1
 
     def back_off(self) -> None:
