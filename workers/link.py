@@ -61,6 +61,7 @@ class Link:
         self._counters = counters
         self._looking = False
         self._looks_left = 0
+        self._seen_out = 0  # packets written when `_serve` last looked
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._packets_out = 0
@@ -90,6 +91,8 @@ class Link:
         """Serve a batch, then look again or sleep."""
         if self._serve_batch(monotonic()):
             self._looks_left = LOOKS
+        elif self._packets_out != self._seen_out:  # the turn was used for sockets
+            self._seen_out = self._packets_out
         elif self._looks_left:
             self._looks_left -= 1
             os.sched_yield()
