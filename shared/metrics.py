@@ -69,6 +69,7 @@ class Cell(IntEnum):
     DROP_STALE = 76
     DROP_WORKER_DOWN = 77
     DROP_BUFFER_LIMIT = 78
+    DROP_HALF_OPEN = 79
 
 
 DROPS: dict[Cell, str] = {

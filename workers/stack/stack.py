@@ -77,7 +77,7 @@ class Stack:
         self.icmp = IcmpLayer(config, transmit, self._on_too_big, counters)
         self._on_syn = on_syn
         self._secret = secret
-        self._half_open: dict[bytes, TcpConnection] = {}  # oldest first
+        self._half_open: dict[bytes, TcpConnection] = {}  # first to be given up first
         self._waiting: dict[bytes, TcpConnection] = {}  # in TIME-WAIT, oldest first
 
     # packets
@@ -193,6 +193,7 @@ class Stack:
             return
         if len(self._half_open) >= config.max_half_open:
             # Without a word: an honest application sends its SYN again, a forged one is not there to be told.
+            self.counters[Cell.DROP_HALF_OPEN] += 1
             next(iter(self._half_open.values())).evict()
         digest = blake2s(key, key=self._secret, digest_size=8).digest()
         if iss is None:
@@ -205,6 +206,13 @@ class Stack:
         self.counters[Cell.TCP_ACTIVE] += 1
         self.counters[Cell.TCP_HALF_OPEN] += 1
         self._on_syn(connection)
+
+    def answered(self, connection: TcpConnection) -> None:
+        """The SYN-ACK of `connection` goes out: of those half open it is the last to be given up.
+
+        From here on the application takes itself for connected, and would have to be reset.
+        """
+        self._half_open[connection.key] = self._half_open.pop(connection.key)
 
     def established(self, connection: TcpConnection) -> None:
         """The handshake of `connection` is complete."""

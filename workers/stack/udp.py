@@ -82,7 +82,7 @@ class UdpLayer:
                 return
         at += udp.HEADER_LENGTH
         step = HEADER.unpack_from(packet)[3] if is_gso else 0
-        if not step:
+        if not step or at == end:
             self._on_datagram(version, source, source_port, destination, destination_port, packet[at:end])
             return
         for begin in range(at, end, step):

@@ -102,11 +102,27 @@ def test_syn_beyond_the_flow_limit_is_dropped() -> None:
     assert bed.count(Cell.TCP_ACTIVE) == 2
 
 
+def test_datagram_left_to_be_cut_may_be_empty() -> None:
+    bed = Bed()
+    bed.give(struct.pack("=BBHHHH", 1, 5, 28, 200, 20, 6) + tun_udp(APP, 1, REMOTE, 2)[10:])
+    assert [datagram[-1] for datagram in bed.datagrams] == [b""]
+
+
 def test_oldest_half_open_connection_is_evicted() -> None:
     bed = Bed(max_half_open=2, accepts=False)
     for port in (1, 2, 3):
         assert bed.give(tun_tcp(APP, port, REMOTE, 2, flags=SYN)) == []
     assert [upstream.closed for upstream in bed.upstreams] == [CloseReason.EVICTED, None, None]
+    assert bed.count(Cell.DROP_HALF_OPEN) == 1
+
+
+def test_connection_whose_syn_was_answered_is_the_last_to_be_evicted() -> None:
+    bed = Bed(max_half_open=2, accepts=False)
+    for port in (1, 2):
+        bed.give(tun_tcp(APP, port, REMOTE, 2, flags=SYN))
+    bed.upstreams[0].connection.accept(bed.now)
+    bed.give(tun_tcp(APP, 3, REMOTE, 2, flags=SYN))
+    assert [upstream.closed for upstream in bed.upstreams] == [None, CloseReason.EVICTED, None]
     assert bed.count(Cell.TCP_HALF_OPEN) == 2
 
 

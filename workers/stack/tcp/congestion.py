@@ -21,7 +21,7 @@ def initial_window(mss: int) -> int:
 class Cubic:
     """The congestion window of one connection."""
 
-    __slots__ = ("_epoch_at", "_k", "_mss", "_reno", "_w_max", "ssthresh", "window")
+    __slots__ = ("_before", "_epoch_at", "_k", "_mss", "_reno", "_w_max", "ssthresh", "window")
 
     def __init__(self, mss: int) -> None:
         self._mss = mss
@@ -31,6 +31,7 @@ class Cubic:
         self._k = 0.0  # seconds from the epoch until the window is _w_max again
         self._reno = 0.0  # window that Reno would have
         self._epoch_at = -1.0  # start of the present growth; negative: none
+        self._before = (0, 0, 0.0)  # window, ssthresh, _w_max before the last reduction
 
     def on_ack(self, acked: int, now: float, rtt: float) -> None:
         """`acked` bytes were acknowledged while the window was what held us back; not called during fast recovery."""
@@ -71,9 +72,18 @@ class Cubic:
         self._reduce(flight)
         self.window = self._mss
 
+    def undo(self) -> None:
+        """Nothing had been lost: take the last reduction back (RFC 3708, RFC 9438 (4.9.2))."""
+        window, ssthresh, w_max = self._before
+        self.window = max(self.window, window)
+        self.ssthresh = max(self.ssthresh, ssthresh)
+        self._w_max = max(self._w_max, w_max)
+        self._epoch_at = -1.0
+
     def _reduce(self, flight: int) -> None:
         # Fast convergence: a flow that loses before it has its old share back leaves room for newer ones.
         window = self.window
+        self._before = (window, self.ssthresh, self._w_max)
         self._w_max = window * (1 + _BETA) / 2 if window < self._w_max else float(window)
         self._epoch_at = -1.0
         self.ssthresh = max(int(min(window, flight) * _BETA), 2 * self._mss)

@@ -37,14 +37,10 @@ ACK_EVERY_MAX = 4096  # bytes after which an ACK goes out with the batch, howeve
 QUICK_ACKS = 16  # ACKs not delayed after a delay was in vain: the application waits for ACKs, not for answers
 SYN_ACK_RETRIES = 5  # as Linux' tcp_synack_retries
 GIVE_UP = 120.0  # seconds of retransmission in vain; RFC 9293 3.8.3 R2 asks for at least 100
-CHALLENGE_INTERVAL = (
-    0.5  # seconds between challenge ACKs (RFC 5961 7); per connection, or others learn of it (CVE-2016-5696)
-)
+CHALLENGE_INTERVAL = 0.5  # seconds between challenge ACKs (RFC 5961 7), of a connection (CVE-2016-5696)
 KEEPALIVE_INTERVAL = 75.0  # seconds between probes, and
 KEEPALIVE_PROBES = 9  # probes in vain before giving up, as Linux
-TIME_WAIT = (
-    10.0  # seconds; RFC 9293 asks for 2 MSL = 4 min against old duplicates, which a tun on one machine cannot keep
-)
+TIME_WAIT = 10.0  # seconds; RFC 9293: 2 MSL = 4 min against old duplicates, which a tun cannot keep
 PAWS_VALID = 24 * 86400.0  # seconds after which TS.Recent is out of date (RFC 7323 5.5)
 
 _HEARS_TEXT = frozenset({State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2})
@@ -120,6 +116,7 @@ class TcpConnection:
         if self.state is State.DIALING:
             self._syn = b""
             self._set_state(Event.ACCEPT)
+            self._stack.answered(self)
             self._send_syn_ack(now)
 
     def refuse(self, refusal: Refusal, now: float) -> None:
@@ -323,7 +320,9 @@ class TcpConnection:
                 self._stack.counters[Cell.DROP_MALFORMED] += 1  # RFC 7323 3.2: drop in silence
                 return False
             is_old = is_before(options.timestamps[0], receiver.ts_recent)
-            is_fresh = not is_old or now - self._heard_at > PAWS_VALID
+            # A pure ACK that was overtaken does no harm, and may carry SACK blocks (as Linux, tcp_disordered_ack).
+            is_overtaken = not length and position == receiver.next
+            is_fresh = not is_old or is_overtaken or now - self._heard_at > PAWS_VALID
         if is_fresh and receiver.is_inside(position, length):
             return True
         self._stack.counters[Cell.DROP_OUT_OF_WINDOW] += 1
@@ -376,6 +375,8 @@ class TcpConnection:
         if advances:
             sender.acknowledge(ack, now)
         elif ack < sender.una:
+            if blocks:
+                sender.selectively_acknowledge(blocks, ack, now)  # overtaken, but it may tell of what came twice
             return
         elif not length and window == sender.window and sender.in_flight:
             sender.duplicate_ack()
@@ -384,7 +385,7 @@ class TcpConnection:
             if window != sender.window:
                 sender.update_window(window)
         if blocks:
-            sender.selectively_acknowledge(blocks, now)
+            sender.selectively_acknowledge(blocks, ack, now)
         if sender.has_work:
             self._send_pending(now)
         else:
@@ -398,8 +399,8 @@ class TcpConnection:
     def _process_text(self, data: memoryview, position: int, *, fin: bool = False, pushed: bool = True) -> None:
         """Text and FIN at `position`, in a state that hears them (RFC 9293 3.10.7.4, steps 7 and 8)."""
         receiver = self.receiver
-        if fin and receiver.fin_at is None and position + len(data) <= receiver.edge:
-            receiver.fin_at = position + len(data)
+        if fin:
+            receiver.note_fin(position + len(data))
         # Nothing beyond the window, nor beyond the FIN, nor twice.
         last = receiver.edge if receiver.fin_at is None else min(receiver.edge, receiver.fin_at)
         skip = max(receiver.next - position, 0)
@@ -442,8 +443,7 @@ class TcpConnection:
             self._predicted = 0
 
     def _predict(self) -> None:
-        receiver = self.receiver
-        is_plain = self.state is State.ESTABLISHED and not receiver.backlog and not receiver.out_of_order
+        is_plain = self.state is State.ESTABLISHED and self.receiver.is_plain
         self._predicted = (self._header_length // 4 << 12 | ACK) if is_plain else 0
 
     # leaving segments

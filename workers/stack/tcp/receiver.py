@@ -60,7 +60,7 @@ class Receiver:
         window = self.limit
         if self.backlog or self.out_of_order:
             window -= len(self.backlog) + self.out_of_order
-            promised = self.edge - self.next
+            promised = max(self.edge - self.next, 0)  # a FIN is taken at the edge itself
             if window < promised + self._worth():
                 # Less than was promised, or not enough more: the edge stays. Rounded down it may seem to move back by less
                 # than 2**scale bytes, as RFC 7323 2.4 allows, but `edge` keeps what was promised. Rounded up, it would
@@ -129,6 +129,17 @@ class Receiver:
             if not has_next or reach < ranges[index + 1][0]:
                 return
             held += ranges.pop(index + 1)[1]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is held, nothing is known to be missing, and no FIN was seen."""
+        return not (self.backlog or self.out_of_order or self.fin_at is not None)
+
+    def note_fin(self, position: int) -> None:
+        """A FIN was seen at `position`. One that contradicts an earlier one, or text that is held beyond it, is a lie."""
+        farthest = self._ranges[-1][0] + len(self._ranges[-1][1]) if self._ranges else self.next
+        if self.fin_at is None and farthest <= position <= self.edge:
+            self.fin_at = position
 
     def pop_ready(self) -> tuple[int, memoryview] | None:
         """Return the range that begins at `next` or before it: bytes it held, and those after `next`. None: a gap remains."""

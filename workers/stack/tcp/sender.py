@@ -7,7 +7,7 @@ how much may be sent meanwhile is RFC 6675's `pipe`. An application without SACK
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from workers.stack.tcp.buffer import SendBuffer
 from workers.stack.tcp.congestion import Cubic
@@ -35,7 +35,7 @@ class Sender:
     """
 
     __slots__ = (
-        "_dup_acks", "_flight", "_must_retransmit", "_probed", "_rack", "_recovery_point", "_slow_starting", "_timed",
+        "_dup_acks", "_flight", "_must_retransmit", "_probed", "_rack", "_recovery_point", "_resent", "_slow_starting", "_timed",
         "buffer", "congestion", "fin", "max_segment", "max_window", "mss", "next", "reorder_at", "retransmit_at",
         "rtt", "sack", "stalled_since", "tail_probe", "una", "window",
     )  # fmt: skip
@@ -57,6 +57,7 @@ class Sender:
         self._recovery_point: int | None = None  # recovery lasts until this position is acknowledged
         self._slow_starting = False  # it is the recovery after a time-out, in which the window grows
         self._must_retransmit = False  # the first retransmission of a recovery does not wait for the window
+        self._resent = 0  # bytes sent again since the last reduction of the window, of which no D-SACK has come
         self._dup_acks = 0  # without SACK only
         self._timed = self.una  # one ACK per round trip is measured, the first beyond this position (RFC 6298 3)
         self._probed = False  # one probe until something new is acknowledged (RFC 8985 7.3)
@@ -139,6 +140,7 @@ class Sender:
             return None
         segment = self._flight.first_lost(min(self.max_segment, room - room % self.mss))
         self._must_retransmit = False
+        self._resent += segment.end - segment.start
         self._send_again(segment, now)
         return segment
 
@@ -217,6 +219,7 @@ class Sender:
             self._recovery_point = None
             self._slow_starting = self._must_retransmit = False
             self._dup_acks = 0
+            self._rack.recovered()
             return
         self._dup_acks = max(self._dup_acks - max(acked // self.mss, 1), 0)
         if self._slow_starting:
@@ -238,8 +241,14 @@ class Sender:
             self.tail_probe = False
             self.retransmit_at = now + self.rtt.timeout
 
-    def selectively_acknowledge(self, blocks: Iterable[tuple[int, int]], now: float) -> None:
-        """The application holds these (start, end) positions. Blocks outside una..next are ignored (RFC 2018, RFC 2883)."""
+    def selectively_acknowledge(self, blocks: Sequence[tuple[int, int]], ack: int, now: float) -> None:
+        """The application holds these (start, end) positions, said with `ack`. Those outside una..next are ignored (RFC 2018).
+
+        The first may say that something came twice (D-SACK, RFC 2883 4): it lies before `ack`, or in the second.
+        """
+        start, end = blocks[0]
+        if end <= ack or (len(blocks) > 1 and blocks[1][0] <= start and end <= blocks[1][1]):
+            self._came_twice(end - start)
         is_news = False
         for start, end in sorted(blocks):  # ascending, or the order of the blocks would look like reordering
             if self.una < start < end <= self.next:
@@ -248,6 +257,15 @@ class Sender:
                     is_news = True
         if is_news:
             self.detect_losses(now)
+
+    def _came_twice(self, size: int) -> None:
+        """A D-SACK of `size` bytes. When all that was sent again came twice, there was reordering and no loss (RFC 3708)."""
+        if size <= 0 or not self._resent:
+            return  # the network has doubled it
+        self._rack.was_hasty(self.una, self.next)
+        self._resent = max(self._resent - size, 0)
+        if not self._resent:
+            self.congestion.undo()
 
     def duplicate_ack(self) -> None:
         """An ACK that acknowledged nothing while data was in flight; counts only without SACK, which says more."""
@@ -271,6 +289,7 @@ class Sender:
         self._recovery_point = self.next
         self._slow_starting = False
         self._must_retransmit = True
+        self._resent = 0
         self.congestion.on_loss(self.next - self.una)
 
     def _mark_head_lost(self) -> None:
@@ -297,6 +316,7 @@ class Sender:
         """The retransmission time-out: everything not SACKed is lost (RFC 6298 (5.4)-(5.6), RFC 8985 6.3)."""
         if self.stalled_since == math.inf:
             self.stalled_since = now
+            self._resent = 0
             self.congestion.on_timeout(self.next - self.una)
         self._recovery_point = self.next
         self._slow_starting = self._must_retransmit = True

@@ -619,6 +619,41 @@ def test_data_beyond_the_window_is_cut() -> None:
     assert len(upstream.received) == 3000
 
 
+def test_data_beyond_a_fin_that_waits_is_not_delivered() -> None:
+    bed = Bed()
+    peer, upstream = bed.established()
+    peer.emit(b"", peer.wire(4), ACK | FIN, now=bed.now)
+    bed.give(peer.sent.pop())
+    say(bed, peer, b"dataFORGED")
+    assert upstream.received == b"data"
+    assert upstream.eof
+
+
+def test_fin_before_data_that_is_held_is_a_lie() -> None:
+    bed = Bed()
+    peer, upstream = bed.established()
+    say(bed, peer, b"more", seq=4)
+    peer.emit(b"", peer.wire(2), ACK | FIN, now=bed.now)
+    bed.give(peer.sent.pop())
+    say(bed, peer, b"data")
+    assert upstream.received == b"datamore"
+    assert not upstream.eof
+    assert bed.count(Cell.BUFFER_BYTES) == 0
+
+
+def test_fin_at_the_edge_of_a_closed_window_is_taken() -> None:
+    bed = Bed(receive_buffer=3000)
+    peer, upstream = bed.established()
+    upstream.capacity = 0
+    say(bed, peer, b"x" * 3000)
+    peer.emit(b"", peer.wire(3000), ACK | FIN, now=bed.now)
+    answer = only(bed.give(peer.sent.pop()))
+    assert (answer.ack, answer.window) == (peer.wire(3001), 0)
+    upstream.capacity = 3000
+    upstream.connection.resume(bed.now)
+    assert upstream.eof and len(upstream.received) == 3000
+
+
 def test_out_of_order_ranges_are_bounded() -> None:
     bed = Bed()
     peer, _ = bed.established()
