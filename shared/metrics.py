@@ -67,7 +67,6 @@ class Cell(IntEnum):
     DROP_UDP_QUEUE = 74
     DROP_RATE_LIMIT = 75
     DROP_STALE = 76
-    DROP_WORKER_DOWN = 77
     DROP_BUFFER_LIMIT = 78
     DROP_HALF_OPEN = 79
 
