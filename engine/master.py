@@ -28,7 +28,7 @@ from engine.notify import notify
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Supervisor
 from engine.tun import Offload, TunDevice, open_tun
-from shared.config import ProxyConfig, StackConfig, WorkerConfig
+from shared.config import Policy, ProxyConfig, ProxyOutbound, StackConfig, WorkerConfig
 from shared.metrics import DROPS, Cell, Counters
 from shared.pool import Pool, PoolLayout
 
@@ -158,7 +158,7 @@ class _Master:
             workers=options.workers,
             slots=layout.slots,
             ring_entries=layout.ring_entries,
-            proxy=options.proxy,
+            policy=Policy(outbounds=(ProxyOutbound(tag="proxy", proxy=options.proxy),)),
             stack=StackConfig(mtu=self.tun.mtu, offload=self.tun.offload),
             uid=WORKER_UID if own_user else None,
             mark=None if own_user else FWMARK,

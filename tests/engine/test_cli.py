@@ -1,4 +1,4 @@
-"""engine/cli.py as its users meet it: a process, its exit code and what it prints.
+"""engine/cli as its users meet it: a process, its exit code and what it prints.
 
 Nothing here starts an engine; should one start by mistake, it does so in a network namespace of its own.
 """

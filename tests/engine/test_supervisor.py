@@ -17,7 +17,7 @@ import pytest
 from engine import supervisor as supervisor_module
 from engine.ingress import Ingress
 from engine.supervisor import Supervisor, WorkerFailed, WorkerState
-from shared.config import ProxyConfig, StackConfig, WorkerConfig
+from shared.config import Policy, ProxyConfig, ProxyOutbound, StackConfig, WorkerConfig
 from shared.metrics import GAUGES, Cell
 from shared.pool import Pool, PoolLayout
 from shared.ring import INLINE_MAX
@@ -35,7 +35,9 @@ CONFIG = WorkerConfig(
     workers=WORKERS,
     slots=SLOTS,
     ring_entries=RING_ENTRIES,
-    proxy=ProxyConfig("socks5", "127.0.0.1", 9, addresses=("127.0.0.1",)),
+    policy=Policy(
+        outbounds=(ProxyOutbound(tag="proxy", proxy=ProxyConfig("socks5", "127.0.0.1", 9, addresses=("127.0.0.1",))),)
+    ),
     stack=StackConfig(mtu=65535, offload=True),
     uid=ANYBODY,
     secret=bytes(16),

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from shared import control
-from shared.config import ProxyConfig, StackConfig, UdpConfig, WorkerConfig
+from shared.config import Policy, ProxyConfig, ProxyOutbound, StackConfig, UdpConfig, WorkerConfig
 
 PROXY = ProxyConfig(
     kind="socks5", host="2001:db8::10", port=1080, username="anna", password="s3cret", addresses=("2001:db8::10",)
@@ -14,7 +14,7 @@ CONFIG = WorkerConfig(
     workers=4,
     slots=512,
     ring_entries=1024,
-    proxy=PROXY,
+    policy=Policy(outbounds=(ProxyOutbound(tag="proxy", proxy=PROXY),)),
     stack=StackConfig(mtu=65535, offload=True),
     udp=UdpConfig(idle_timeout=30.0),
     uid=60922,
@@ -44,7 +44,7 @@ def test_largest_configuration_fits_one_message() -> None:
     proxy = msgspec.structs.replace(
         PROXY, host="h" * 253, username="u" * 255, password="p" * 255, addresses=("2001:db8::1234:5678",) * 64
     )
-    config = msgspec.structs.replace(CONFIG, proxy=proxy)
+    config = msgspec.structs.replace(CONFIG, policy=Policy(outbounds=(ProxyOutbound(tag="proxy", proxy=proxy),)))
     assert len(control.encode(control.Configure(config))) <= control.MESSAGE_MAX
 
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from time import monotonic
 
-from shared.config import WorkerConfig
+from shared.config import ProxyOutbound, WorkerConfig
 from shared.metrics import Cell, Counters
 from workers.relay.tcp_flow import TcpFlow
 from workers.relay.udp_flow import UdpRelay
@@ -42,14 +42,17 @@ class Relay:
     ) -> None:
         self._loop = loop
         self._counters = counters
-        dialer = Dialer(loop, config.proxy, timeout=config.connect_timeout, mark=config.mark)
-        self._upstream = SocksUpstream(dialer, timeout=config.connect_timeout)
+        outbound = config.policy.outbounds[0]
+        assert isinstance(outbound, ProxyOutbound), "the command line names a proxy"
+        timeout = outbound.dial.connect_timeout
+        dialer = Dialer(loop, outbound.proxy, timeout=timeout, mark=config.mark)
+        self._upstream = SocksUpstream(dialer, timeout=timeout)
         self._flows: set[TcpFlow] = set()
         self._udp = UdpRelay(
             dialer,
             config.udp,
             counters,
-            timeout=config.connect_timeout,
+            timeout=timeout,
             on_support=on_udp_support,
             on_proxy_failed=self._log_failure,
         )

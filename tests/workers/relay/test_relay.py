@@ -18,7 +18,7 @@ import pytest
 
 from engine.demo.socks_server import SocksServer
 from engine.tun import Offload, TunDevice, open_tun
-from shared.config import ProxyConfig, StackConfig, WorkerConfig
+from shared.config import Policy, ProxyConfig, ProxyOutbound, StackConfig, WorkerConfig
 from shared.metrics import CELLS, Cell
 from shared.wire.virtio import HEADER_LEN
 from tests.support.loop import on_loop, until
@@ -47,7 +47,14 @@ class World:
             workers=1,
             slots=1,
             ring_entries=1,
-            proxy=ProxyConfig(kind="socks5", host=proxy[0], port=proxy[1], addresses=(proxy[0],)),
+            policy=Policy(
+                outbounds=(
+                    ProxyOutbound(
+                        tag="proxy",
+                        proxy=ProxyConfig(kind="socks5", host=proxy[0], port=proxy[1], addresses=(proxy[0],)),
+                    ),
+                )
+            ),
             stack=stack_config,
         )
         self.relay = Relay(self._loop, config, self.counters, lambda supported, reason: None)

@@ -1,32 +1,14 @@
-"""What a worker is told when it starts. Frozen: a change is a new value, sent over the control channel."""
+"""What a worker is told when it starts: the stack, UDP, and how flows leave (Policy)."""
 
 from typing import Literal
 
 import msgspec
 
-__all__ = ["ProxyConfig", "StackConfig", "UdpConfig", "WorkerConfig"]
+from shared.config.dns import DnsConfig
+from shared.config.outbound import OutboundConfig
+from shared.config.route import RouteConfig
 
-
-class ProxyConfig(msgspec.Struct, frozen=True):
-    """The upstream proxy."""
-
-    kind: Literal["socks5", "socks4", "http"]
-    """Protocol; `socks4` speaks 4a when the destination is a name."""
-    host: str
-    """Name or address as the user wrote it; shown in messages."""
-    port: int
-    username: str | None = None
-    password: str | None = None
-    addresses: tuple[str, ...] = ()
-    """Addresses of `host`, resolved by the master before the routes were taken; dialled in this order."""
-
-    def __repr__(self) -> str:
-        """Without the password: this text may reach a log or a traceback."""
-        user = f"{self.username}:***@" if self.username is not None else ""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.kind}://{user}{host}:{self.port}"
-
-    __str__ = __repr__
+__all__ = ["Policy", "StackConfig", "UdpConfig", "WorkerConfig"]
 
 
 class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +41,15 @@ class UdpConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Associations per worker; beyond it the least recently used one is closed."""
 
 
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """How flows leave: everything that a reload swaps while connections live on."""
+
+    outbounds: tuple[OutboundConfig, ...]
+    """At least one; tags are unique, group members exist, groups hold no circle (engine/config checks it)."""
+    route: RouteConfig = RouteConfig()
+    dns: DnsConfig = DnsConfig()
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker needs beside its inherited descriptors."""
 
@@ -67,11 +58,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     workers: int
     slots: int
     ring_entries: int
-    proxy: ProxyConfig
+    policy: Policy
     stack: StackConfig
     udp: UdpConfig = UdpConfig()
-    connect_timeout: float = 10.0
-    """Seconds for the upstream to answer a CONNECT."""
     uid: int | None = None
     """Unprivileged user to become; its sockets are exempt from the tun. None: stay, and mark sockets instead."""
     mark: int | None = None

@@ -1,0 +1,30 @@
+"""The command line: options in, exit codes out (0 done, 1 failed while running, 2 usage, 3 not permitted).
+
+One file a group of commands; each imports what it runs only when it runs, so that `engine status` is quick.
+"""
+
+from typing import Any
+
+import typer
+
+from engine.cli.demo import demo
+from engine.cli.repair import repair
+from engine.cli.running import status, stop
+from engine.cli.start import start
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Carries every TCP and UDP flow of this machine to your SOCKS5 proxy.",
+)
+for command in (start, stop, status, demo, repair):
+    app.command()(command)
+
+
+def main() -> Any:
+    """Entry point of the commands `engine` and `tunloom`."""
+    return app()

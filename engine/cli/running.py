@@ -1,0 +1,40 @@
+"""Commands that talk to the running engine: stop, status."""
+
+import typer
+
+from engine.cli.options import DEFAULT_RUN_DIR, FAILED, AsJson, RunDir, fail
+
+__all__ = ["status", "stop"]
+
+
+def stop(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
+    """Stop the running engine and wait until everything is put back."""
+    from engine.control import NotRunning, Request, ask
+    from engine.run_dir import wait_until_unlocked
+
+    try:
+        ask(run_dir, Request("stop"))
+        wait_until_unlocked(run_dir)
+    except NotRunning as error:
+        fail(FAILED, str(error))
+    typer.echo("stopped")
+
+
+def status(as_json: AsJson = False, run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
+    """Show what the running engine does, per worker."""
+    import msgspec
+
+    from engine.control import NotRunning, Request, ask
+
+    try:
+        reply = ask(run_dir, Request("status"))
+    except NotRunning as error:
+        fail(FAILED, str(error))
+    if reply.status is None:
+        fail(FAILED, reply.error or "the engine gave no status")
+    if as_json:
+        typer.echo(msgspec.json.encode(reply.status))
+        return
+    from engine.status_view import print_status
+
+    print_status(reply.status)

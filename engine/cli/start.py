@@ -1,0 +1,83 @@
+"""`engine start`."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from engine.cli.options import DEFAULT_RUN_DIR, FAILED, NOT_PERMITTED, USAGE, RunDir, Workers, cores, fail, need_root
+
+__all__ = ["start"]
+
+MTU_MIN, MTU_MAX = 1280, 65535  # RFC 8200 (5); the largest IP packet
+
+
+def start(
+    proxy: Annotated[
+        str | None, typer.Option("--proxy", help="socks5://[user:pass@]host:port, socks4://, socks4a:// or http://")
+    ] = None,
+    workers: Workers = None,
+    interface: Annotated[str, typer.Option("--interface", help="Name of the tun. [default: tunN]")] = "",
+    mtu: Annotated[int, typer.Option("--mtu", min=MTU_MIN, max=MTU_MAX, help="Bytes of the largest packet.")] = MTU_MAX,
+    no_auto_route: Annotated[
+        bool, typer.Option("--no-auto-route", help="Open the tun, but leave routes and rules to you.")
+    ] = False,
+    offload: Annotated[
+        Literal["auto", "uso", "tso", "csum", "none", "no-header"],
+        typer.Option("--offload", help="The most that is asked of the kernel."),
+    ] = "auto",
+    metrics: Annotated[str, typer.Option("--metrics", help="Only `off` in this version.")] = "off",
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option("--log-level")] = "info",
+    log_format: Annotated[Literal["text", "json"], typer.Option("--log-format")] = "text",
+    run_dir: RunDir = DEFAULT_RUN_DIR,
+    netns: Annotated[
+        str | None, typer.Option("--netns", help="Run in this network namespace, as `ip netns exec` would.")
+    ] = None,
+) -> None:
+    """Carry all traffic to the proxy until Ctrl-C or `engine stop`, then put everything back."""
+    from engine.netconf import NetworkError
+    from engine.netns import NetnsError, enter_netns
+    from engine.proxy_url import ProxyUrlError, parse_proxy_url, resolve_proxy
+    from engine.run_dir import RunDirError
+    from engine.supervisor import WorkerFailed
+    from engine.tun import TunError
+
+    if proxy is None:
+        fail(USAGE, "--proxy is missing: name your proxy, as in `engine start --proxy socks5://127.0.0.1:1080`")
+    if metrics != "off":
+        fail(
+            USAGE,
+            "--metrics: this version has no HTTP endpoint yet; leave the option out (`engine status` shows the counters)",
+        )
+    try:
+        proxy_config = parse_proxy_url(proxy)
+    except ProxyUrlError as error:
+        fail(USAGE, str(error))
+    need_root("engine start", "opens a tun device and changes routes")
+
+    import uvloop
+
+    from engine.master import EngineFailed, StartOptions, run_engine
+    from shared.log import configure_logging
+
+    configure_logging(log_level, log_format, name="master")
+    try:
+        if netns is not None:
+            enter_netns(netns)
+        options = StartOptions(
+            proxy=resolve_proxy(proxy_config),
+            workers=workers or cores(),
+            interface=interface,
+            mtu=mtu,
+            auto_route=not no_auto_route,
+            offload=offload,
+            run_dir=run_dir.absolute(),
+            log_level=log_level,
+            log_format=log_format,
+        )
+        uvloop.run(run_engine(options))
+    except (ProxyUrlError, NetnsError) as error:
+        fail(USAGE, str(error))
+    except (TunError, NetworkError) as error:
+        fail(NOT_PERMITTED if error.not_permitted else FAILED, str(error))
+    except (EngineFailed, RunDirError, WorkerFailed) as error:
+        fail(FAILED, str(error))
