@@ -13,6 +13,8 @@ plan      what is wanted, and how it is expressed in routes and rules; pure
 journal   what was changed, on disk
 linux     applies a plan, undoes a journal
 netlink   makes and reverts one change; all of pyroute2
+throw     makes and reverts one bypass, without pyroute2
+bypass    lets single hosts leave beside the tun, at any time
 guardian  restores the network when the master is gone
 watch     tells when somebody sets the tun down, and up again
 network   the master's front: `Network`; `repair_network` for `engine repair`

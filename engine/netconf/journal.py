@@ -1,6 +1,6 @@
 """RUN_DIR/network.journal: every change of the network, on disk before it is made, so that it can always be undone.
 
-JSON lines, each written with one `write` and fsync'd:
+JSON lines, fsync'd before what they announce is done:
 
     {"type":"owner", ...}                              whose network it is: see Owner
     {"type":"recorded","number":1,"change":{...}}      about to be made, with everything that undoes it
@@ -13,7 +13,7 @@ guardian that has to undo waits for a helper that is still applying.
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from engine.netconf.plan import Change
 __all__ = ["Journal", "Owner", "open_journal"]
 
 JOURNAL_NAME = "network.journal"
+SETTLED_LINES_MAX = 512
+"""Lines of history, about, that the file may hold: bypasses come and go for as long as the engine runs."""
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True, tag="owner"):
@@ -52,8 +54,10 @@ class Settled(msgspec.Struct, frozen=True, tag="settled"):
     number: int
 
 
+Entry = Owner | Recorded | Settled
+
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Owner | Recorded | Settled).decode
+_decode = msgspec.json.Decoder(Entry).decode
 
 
 @contextmanager
@@ -72,15 +76,12 @@ def open_journal(run_dir: Path, *, create: bool) -> Iterator["Journal | None"]:
     if fd is None:
         yield None
         return
+    journal = Journal(fd, path)
     try:
-        journal = Journal(fd, path)
-        try:
-            yield journal
-        finally:
-            if not journal.pending:
-                path.unlink()  # while it is locked: whoever waits for the lock sees that it is gone, and looks again
+        journal.load()
+        yield journal
     finally:
-        os.close(fd)
+        journal.close()
 
 
 def _open_locked(path: Path, create: bool) -> int | None:
@@ -97,7 +98,7 @@ def _open_locked(path: Path, create: bool) -> int | None:
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 return fd
         except FileNotFoundError:
-            pass  # removed by the one that held the lock
+            pass  # removed, or put anew, by the one that held the lock
         os.close(fd)
 
 
@@ -114,10 +115,11 @@ class Journal:
         self.pending: dict[int, Change] = {}
         self._fd = fd
         self._next_number = 1
-        self._load()
+        self._lines = 0
+        self._loaded = False
 
-    def _load(self) -> None:
-        """Raises NetworkError when a line cannot be read."""
+    def load(self) -> None:
+        """Read what is on disk. Raises NetworkError when a line cannot be read."""
         content = self.path.read_bytes()
         # A last line without end was being written when the machine stopped: its change was not made.
         complete = content[: content.rfind(b"\n") + 1]
@@ -131,8 +133,32 @@ class Journal:
                     f"Line {line_number} of the journal {self.path} is damaged ({error}): see `ip rule` for what is left "
                     "to remove by hand, then delete the file."
                 ) from error
+        self._loaded = True
 
-    def _replay(self, entry: Owner | Recorded | Settled) -> None:
+    def close(self) -> None:
+        """Remove the file if nothing is pending, shorten it if most of it is history, and let the next one have it."""
+        try:
+            if self._loaded and not self.pending:
+                self.path.unlink()  # while it is locked: whoever waits for the lock sees that it is gone, and looks again
+            elif self._lines > 2 * len(self.pending) + SETTLED_LINES_MAX:
+                self._shorten()
+        finally:
+            os.close(self._fd)
+
+    def _shorten(self) -> None:
+        """Put a file without what is settled in the place of this one."""
+        assert self.owner is not None
+        entries: list[Entry] = [self.owner, *(Recorded(number, change) for number, change in self.pending.items())]
+        short = self.path.with_suffix(".short")
+        fd = os.open(short, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _write_durably(fd, entries)
+            os.rename(short, self.path)
+        finally:
+            os.close(fd)
+
+    def _replay(self, entry: Entry) -> None:
+        self._lines += 1
         match entry:
             case Owner():
                 self.owner = entry
@@ -147,17 +173,26 @@ class Journal:
         assert not self.pending, "what an earlier run left must be undone first"
         self._append(owner)
 
-    def record(self, change: Change) -> int:
-        """Put `change` on disk, before it is made; return its number."""
-        number = self._next_number
-        self._append(Recorded(number, change))
-        return number
+    def record(self, *changes: Change) -> list[int]:
+        """Put `changes` on disk, before they are made; return their numbers."""
+        numbers = list(range(self._next_number, self._next_number + len(changes)))
+        self._append(*map(Recorded, numbers, changes))
+        return numbers
 
-    def settle(self, number: int) -> None:
-        """The change is undone, or was not made."""
-        self._append(Settled(number))
+    def settle(self, *numbers: int) -> None:
+        """The changes are undone, or were not made."""
+        self._append(*map(Settled, numbers))
 
-    def _append(self, entry: Owner | Recorded | Settled) -> None:
-        os.write(self._fd, _encode(entry) + b"\n")
-        os.fsync(self._fd)
-        self._replay(entry)
+    def _append(self, *entries: Entry) -> None:
+        if entries:
+            _write_durably(self._fd, entries)
+        for entry in entries:
+            self._replay(entry)
+
+
+def _write_durably(fd: int, entries: Iterable[Entry]) -> None:
+    """One write, then fsync."""
+    lines = b"".join(_encode(entry) + b"\n" for entry in entries)
+    while lines:
+        lines = lines[os.write(fd, lines) :]
+    os.fsync(fd)

@@ -1,7 +1,8 @@
 """Applies a plan, renews it after the tun was down, and undoes a journal on Linux.
 
 The order within `apply`: kernel parameters (they must stand before the interface is up), link, addresses, routes, rules.
-Traffic moves with the last rules, when everything before them is in place; undone in reverse, it moves back first.
+Traffic moves with the last rules, when everything before them is in place. The rules are undone first, the rest in reverse:
+so traffic moves back before anything that it relies on is taken away.
 """
 
 import os
@@ -19,8 +20,10 @@ from engine.netconf.plan import (
     Link,
     LinkState,
     NetworkPlan,
+    Rule,
     Sysctl,
     plan_addresses,
+    plan_bypass,
     plan_routes,
     plan_rules,
 )
@@ -49,6 +52,7 @@ def apply(plan: NetworkPlan, run_dir: Path, *, guard_fd: int | None = None) -> l
         families, remarks = _usable_families(plan)
         if plan.auto_route:
             _refuse_foreign_rules(netlink, plan, families)
+            _refuse_foreign_routes(netlink, plan, families)
         index = netlink.interface_index(plan.interface)
         if index is None:
             raise NetworkError(f"There is no interface {plan.interface!r} in this network namespace.")
@@ -126,6 +130,18 @@ def _refuse_foreign_rules(netlink: Netlink, plan: NetworkPlan, families: list[Fa
                 )
 
 
+def _refuse_foreign_routes(netlink: Netlink, plan: NetworkPlan, families: list[Family]) -> None:
+    """Raise NetworkError when somebody else's routes are in our table: they might win over ours."""
+    for family in families:
+        destinations = netlink.routes_of_table(family, plan.table)
+        if destinations:
+            raise NetworkError(
+                f"The IPv{family} route table {plan.table} holds a route to {destinations[0]} that is not ours (sing-box uses "
+                f"the same table): stop the program that made it, or remove it with `ip -{family} route flush table "
+                f"{plan.table}`."
+            )
+
+
 def _namespace() -> int:
     return os.stat("/proc/self/ns/net").st_ino
 
@@ -157,12 +173,13 @@ def _changes(netlink: Netlink, plan: NetworkPlan, families: list[Family], index:
     for family in families:
         yield from plan_addresses(plan, family)
         yield from plan_routes(plan, family)
+    yield from plan_bypass(plan.bypass, dict.fromkeys(families, plan.table))
     for family in families:
         yield from plan_rules(plan, family)
 
 
 def _make_recorded(netlink: Netlink, journal: Journal, change: Change, index: int) -> None:
-    number = journal.record(change)
+    (number,) = journal.record(change)
     try:
         netlink.make(change, index)
     except NetworkError:
@@ -176,8 +193,7 @@ def _undo_pending(netlink: Netlink, journal: Journal) -> None:
     if not journal.pending or owner is None:
         return
     if owner.boot != _boot():
-        for number in tuple(journal.pending):
-            journal.settle(number)  # by the reboot
+        journal.settle(*journal.pending)  # by the reboot
         return
     if owner.namespace != _namespace():
         raise NetworkError(
@@ -186,7 +202,7 @@ def _undo_pending(netlink: Netlink, journal: Journal) -> None:
         )
     index = owner.index if netlink.interface_index(owner.interface) == owner.index else None
     failures = []
-    for number, change in reversed(tuple(journal.pending.items())):
+    for number, change in _in_order_of_undoing(journal):
         try:
             netlink.revert(change, index)
         except NetworkError as error:
@@ -195,3 +211,8 @@ def _undo_pending(netlink: Netlink, journal: Journal) -> None:
             journal.settle(number)
     if failures:
         raise failures[0]
+
+
+def _in_order_of_undoing(journal: Journal) -> list[tuple[int, Change]]:
+    latest_first = reversed(tuple(journal.pending.items()))
+    return sorted(latest_first, key=lambda entry: not isinstance(entry[1], Rule))

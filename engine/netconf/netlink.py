@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from pyroute2.iproute import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from engine.netconf import NetworkError
-from engine.netconf.plan import Address, Change, Family, Link, LinkState, Route, Rule, Sysctl
+from engine.netconf.plan import Address, Bypass, Change, Family, Link, LinkState, Route, Rule, Sysctl
+from engine.netconf.throw import ThrowRoutes, open_throw_routes
 
 __all__ = ["Netlink", "open_netlink", "proc_sys"]
 
@@ -37,19 +38,20 @@ def proc_sys(path: str) -> Path:
 @contextmanager
 def open_netlink() -> Iterator["Netlink"]:
     """Give a connection to the kernel. Raises NetworkError when there is none to be had."""
-    try:
-        route = IPRoute()
-    except OSError as error:
-        raise NetworkError(f"The kernel gives no netlink socket: {error.strerror}.") from error
-    with route:
-        yield Netlink(route)
+    with ExitStack() as sockets:
+        try:
+            netlink = Netlink(sockets.enter_context(IPRoute()), sockets.enter_context(open_throw_routes()))
+        except OSError as error:
+            raise NetworkError(f"The kernel gives no netlink socket: {error.strerror}.") from error
+        yield netlink
 
 
 class Netlink:
     """Makes and reverts changes. Where a method takes `index` it is the interface index of the tun."""
 
-    def __init__(self, route: Any) -> None:
+    def __init__(self, route: Any, throw_routes: ThrowRoutes) -> None:
         self._route = route
+        self._throw_routes = throw_routes
 
     def interface_index(self, name: str) -> int | None:
         """Return the index of an interface, None when there is none of this name."""
@@ -68,6 +70,19 @@ class Netlink:
     def rule_priorities(self, family: Family) -> list[int]:
         """Return the priorities of all rules."""
         return [message.get_attr("FRA_PRIORITY") or 0 for message in self._rules(family)]
+
+    def routes_of_table(self, family: Family, table: int) -> list[str]:
+        """Return the destinations of all routes in `table`."""
+        with IPRoute(
+            strict_check=True
+        ) as strict:  # the kernel itself leaves the other tables out: one may be the internet's
+            try:
+                messages = list(strict.get_routes(family=FAMILIES[family], table=table))
+            except NetlinkError as error:
+                if _errno(error) in _GONE:  # nobody has ever used this table
+                    return []
+                raise NetworkError(f"The route table {table} cannot be read: {os.strerror(_errno(error))}.") from error
+        return [_destination(message) for message in messages]
 
     def make(self, change: Change, index: int) -> None:
         """Make one change. Raises NetworkError; then nothing is changed."""
@@ -99,6 +114,8 @@ class Netlink:
         try:
             if isinstance(change, Rule):
                 self._remove_rule(change)
+            elif isinstance(change, Bypass):
+                self._throw_routes.remove(change)
             elif index is not None:  # otherwise the rest is gone with the tun
                 self._revert_on_interface(change, index)
         except (NetlinkError, OSError) as error:
@@ -111,6 +128,8 @@ class Netlink:
                 self._route.rule("add", **_rule_request(change))
             case Route():
                 self._route.route("add", **_route_request(change, index))
+            case Bypass():
+                self._throw_routes.make(change)
             case Address():
                 self._route.addr("add", **_address_request(change, index))
             case Link():
@@ -154,7 +173,13 @@ def _address_request(change: Address, index: int) -> dict[str, Any]:
 
 
 def _route_request(route: Route, index: int) -> dict[str, Any]:
-    return {"family": FAMILIES[route.family], "dst": route.destination, "oif": index, "table": route.table}
+    return {
+        "family": FAMILIES[route.family],
+        "dst": route.destination,
+        "oif": index,
+        "table": route.table,
+        "priority": route.metric,
+    }
 
 
 def _rule_request(rule: Rule) -> dict[str, Any]:
@@ -215,6 +240,11 @@ def _read_rule(message: Any) -> Rule | None:
     )
 
 
+def _destination(message: Any) -> str:
+    address = message.get_attr("RTA_DST")
+    return f"{address}/{message['dst_len']}" if address else "default"
+
+
 def _errno(error: NetlinkError | OSError) -> int:
     code: int = error.code if isinstance(error, NetlinkError) else error.errno or 0
     return code
@@ -231,6 +261,8 @@ def _explained(change: Change, verb: str, error: NetlinkError | OSError) -> Netw
             what = f"The IPv{change.family} routing rule at priority {change.priority}"
         case Route():
             what = f"The route to {change.destination} in table {change.table}"
+        case Bypass():
+            what = f"The route that lets {change.address} bypass the tun"
         case Address():
             what = f"The address {change.address} of the tun"
         case Link():

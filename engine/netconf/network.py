@@ -5,11 +5,13 @@ import logging
 import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
 
 from engine.netconf import EXIT_NOT_PERMITTED, NetworkError
+from engine.netconf.bypass import add_bypass, remove_bypass
 from engine.netconf.plan import NetworkPlan
 from engine.netconf.watch import LinkWatch
 
@@ -36,6 +38,8 @@ class Network:
         self._life_write = -1
         self._watch: LinkWatch | None = None
         self._renewal: asyncio.Task[None] | None = None
+        self.bypass_evictions = 0
+        """Hosts that were led into the tun again to make room for others (BYPASS_MAX)."""
 
     async def start_guardian(self) -> None:
         """Start the guardian and wait until it watches. Raises NetworkError."""
@@ -65,6 +69,20 @@ class Network:
         except OSError as error:
             raise NetworkError(f"The interface {plan.interface} cannot be watched: {error.strerror}.") from error
         return remarks
+
+    async def bypass(self, addresses: Iterable[str]) -> None:
+        """Let these hosts (IPv4 or IPv6 addresses) leave beside the tun from now on, whoever sends to them.
+
+        On disk first, and undone like every other change. Harmless when repeated; nothing without `apply` or its
+        auto_route. At most BYPASS_MAX hosts: beyond, the ones added first go back into the tun (`bypass_evictions`).
+        Raises NetworkError.
+        """
+        # In a thread, because a disk may take its time for the fsync.
+        self.bypass_evictions += await asyncio.to_thread(add_bypass, self.run_dir, tuple(addresses))
+
+    async def end_bypass(self, addresses: Iterable[str]) -> None:
+        """Lead these hosts into the tun again; harmless for those that are. Raises NetworkError."""
+        await asyncio.to_thread(remove_bypass, self.run_dir, tuple(addresses))
 
     def _on_link(self, up: bool) -> None:
         if up:

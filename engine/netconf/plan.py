@@ -4,8 +4,8 @@ Same conventions as sing-box: one route table of our own (2022), policy rules fr
 at the end rather than naming the main table, so that rules of the user that come later still apply. See `plan_rules`.
 """
 
-from collections.abc import Iterable
-from ipaddress import ip_address, ip_interface
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface
 from typing import Literal
 
 import msgspec
@@ -16,6 +16,7 @@ from engine.netconf import NetworkError
 __all__ = [
     "RULE_COUNT",
     "Address",
+    "Bypass",
     "Change",
     "Link",
     "LinkState",
@@ -25,6 +26,7 @@ __all__ = [
     "Sysctl",
     "build_plan",
     "plan_addresses",
+    "plan_bypass",
     "plan_routes",
     "plan_rules",
 ]
@@ -36,6 +38,9 @@ RULE_COUNT = 11
 END_OF_RULES = 10
 """Offset of the nop from NetworkPlan.priority."""
 TABLE_MAIN = 254  # RT_TABLE_MAIN, include/uapi/linux/rtnetlink.h
+ROUTE_METRIC = 1024
+"""Of the routes into the tun: the default of IPv6, and in both families higher than that of a Bypass, which must win over
+a route into the tun to the same host (the neighbour of an excluded one is often a /32)."""
 
 NEVER_PROXIED = ("224.0.0.0/4", "255.255.255.255/32")
 """Multicast and limited broadcast (RFC 1112, RFC 919) mean the local link, and no SOCKS proxy carries them. IPv6 needs no
@@ -61,6 +66,8 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The workers' user: its sockets never enter the tun."""
     own_mark: int | None
     """SO_MARK of sockets that never enter the tun."""
+    bypass: tuple[str, ...] = ()
+    """Host addresses that leave beside the tun from the first packet on; `Network.bypass` adds to them."""
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, tag="rule", omit_defaults=True):
@@ -89,6 +96,15 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, tag="route"):
 
     family: Family
     destination: str
+    table: int
+    metric: int = ROUTE_METRIC
+
+
+class Bypass(msgspec.Struct, frozen=True, kw_only=True, tag="bypass"):
+    """One host that leaves beside the tun: a `throw` route, which ends the look-up in our table."""
+
+    family: Family
+    address: str
     table: int
 
 
@@ -123,7 +139,7 @@ class Sysctl(msgspec.Struct, frozen=True, kw_only=True, tag="sysctl"):
     after: str
 
 
-Change = Rule | Route | Address | Link | Sysctl
+Change = Rule | Route | Bypass | Address | Link | Sysctl
 """One change of the network. It says enough to be undone."""
 
 
@@ -138,6 +154,7 @@ def build_plan(
     upstreams: Iterable[str] = (),
     own_uid: int | None = None,
     own_mark: int | None = None,
+    bypass: Iterable[str] = (),
     table: int = 2022,
     priority: int = 9000,
 ) -> NetworkPlan:
@@ -150,7 +167,7 @@ def build_plan(
         _family(address)
     included = _prefixes(include)
     # A loopback upstream is reached through the table `local`, whatever we route.
-    remote = [address for address in upstreams if not _is_loopback(address)]
+    remote = [address for address in upstreams if not _address(address).is_loopback]
     routed = included - _prefixes(exclude) - _prefixes(remote) - _prefixes(NEVER_PROXIED)
     return NetworkPlan(
         interface=interface,
@@ -162,6 +179,7 @@ def build_plan(
         routes=tuple(str(prefix) for prefix in routed.iter_cidrs()) if auto_route else (),
         own_uid=own_uid,
         own_mark=own_mark,
+        bypass=tuple(bypass) if auto_route else (),
     )
 
 
@@ -175,6 +193,15 @@ def plan_routes(plan: NetworkPlan, family: Family) -> list[Route]:
     if not plan_addresses(plan, family):
         return []
     return [Route(family=family, destination=text, table=plan.table) for text in plan.routes if _family(text) == family]
+
+
+def plan_bypass(addresses: Iterable[str], tables: Mapping[Family, int]) -> list[Bypass]:
+    """Return what lets `addresses` leave beside the tun; `tables` has our route table of each family that is routed.
+
+    Raises NetworkError for what is no address.
+    """
+    hosts = [(_family(text), str(_address(text))) for text in addresses]
+    return [Bypass(family=family, address=host, table=tables[family]) for family, host in hosts if family in tables]
 
 
 def plan_rules(plan: NetworkPlan, family: Family) -> list[Rule]:
@@ -238,11 +265,11 @@ def _family(text: str) -> Family:
         raise NetworkError(f"{text!r} is neither an IPv4 nor an IPv6 address.") from error
 
 
-def _is_loopback(address: str) -> bool:
+def _address(text: str) -> IPv4Address | IPv6Address:
     try:
-        return ip_address(address).is_loopback
+        return ip_address(text)
     except ValueError as error:
-        raise NetworkError(f"{address!r} is neither an IPv4 nor an IPv6 address.") from error
+        raise NetworkError(f"{text!r} is neither an IPv4 nor an IPv6 address.") from error
 
 
 def _prefixes(texts: Iterable[str]) -> IPSet:

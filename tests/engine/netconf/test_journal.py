@@ -29,7 +29,7 @@ def record(run_dir: Path) -> None:
     with open_journal(run_dir, create=True) as journal:
         assert journal is not None
         journal.begin(OWNER)
-        assert [journal.record(change) for change in CHANGES] == [1, 2, 3, 4, 5]
+        assert [journal.record(change) for change in CHANGES] == [[1], [2], [3], [4], [5]]
 
 
 def test_next_run_reads_what_is_pending(tmp_path: Path) -> None:
@@ -68,6 +68,32 @@ def test_record_is_on_disk_before_the_call_returns(tmp_path: Path) -> None:
         journal.settle(1)
 
 
+def test_several_at_once_have_their_numbers_in_order(tmp_path: Path) -> None:
+    with open_journal(tmp_path, create=True) as journal:
+        assert journal is not None
+        journal.begin(OWNER)
+        assert journal.record(*CHANGES) == [1, 2, 3, 4, 5]
+        journal.settle(2, 4)
+        assert journal.record() == []
+    with open_journal(tmp_path, create=False) as journal:
+        assert journal is not None
+        assert journal.pending == {1: CHANGES[0], 3: CHANGES[2], 5: CHANGES[4]}
+
+
+def test_history_is_dropped_and_what_is_pending_kept(tmp_path: Path) -> None:
+    record(tmp_path)
+    for _ in range(20):
+        with open_journal(tmp_path, create=False) as journal:
+            assert journal is not None
+            for _ in range(100):
+                journal.settle(*journal.record(CHANGES[3]))
+    with open_journal(tmp_path, create=False) as journal:
+        assert journal is not None
+        assert (journal.owner, list(journal.pending.values())) == (OWNER, CHANGES)
+    assert journal_file(tmp_path).read_bytes().count(b"\n") < 1000
+    assert list(tmp_path.iterdir()) == [journal_file(tmp_path)]
+
+
 def test_line_cut_short_counts_as_never_written(tmp_path: Path) -> None:
     record(tmp_path)
     whole = journal_file(tmp_path).read_bytes()
@@ -77,7 +103,7 @@ def test_line_cut_short_counts_as_never_written(tmp_path: Path) -> None:
         with open_journal(tmp_path, create=False) as journal:
             assert journal is not None
             assert list(journal.pending) == [1, 2, 3, 4]
-            assert journal.record(CHANGES[4]) == 5
+            assert journal.record(CHANGES[4]) == [5]
         assert journal_file(tmp_path).read_bytes() == whole
 
 
@@ -103,7 +129,7 @@ with open_journal(Path(sys.argv[1]), create=False) as journal:
     with open_journal(tmp_path, create=True) as journal:
         assert journal is not None
         journal.begin(OWNER)
-        number = journal.record(CHANGES[0])
+        (number,) = journal.record(CHANGES[0])
         arguments = [sys.executable, "-c", script, str(tmp_path)]
         waiting = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
         assert waiting.stdout is not None

@@ -216,13 +216,29 @@ def test_rules_of_another_program(client: Namespace, helper: Helper) -> None:
         assert helper.left_in_run_dir() == []
 
 
-def test_failure_halfway_undoes_all_and_nothing_else(client: Namespace, helper: Helper) -> None:
+@pytest.mark.parametrize(
+    ("family", "destination"), [("4", "128.0.0.0/2"), ("6", "2001:db8::/32"), ("4", "default"), ("6", "default")]
+)
+def test_routes_of_another_program(client: Namespace, helper: Helper, family: str, destination: str) -> None:
     with tun(client), client.entered():
-        ip("route", "add", "128.0.0.0/2", "dev", "lo", "table", "2022")
+        ip(f"-{family}", "route", "add", destination, "dev", "lo", "table", "2022")
         before = client.snapshot()
         done = helper.apply(plan())
         assert done.returncode == 1
-        assert done.stderr.startswith("The route to 128.0.0.0/2 in table 2022 exists already and is not ours")
+        assert done.stderr.startswith(
+            f"The IPv{family} route table 2022 holds a route to {destination} that is not ours"
+        )
+        assert client.snapshot() == before
+        assert helper.left_in_run_dir() == []
+
+
+def test_failure_halfway_undoes_all_and_nothing_else(client: Namespace, helper: Helper) -> None:
+    with tun(client), client.entered():
+        ip("addr", "add", f"{TUN_V4}/30", "dev", "tun0")  # comes after the link was changed
+        before = client.snapshot()
+        done = helper.apply(plan())
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"The address {TUN_V4}/30 of the tun exists already and is not ours")
         assert client.snapshot() == before
         assert helper.left_in_run_dir() == []
 
