@@ -53,6 +53,10 @@ class Cell(IntEnum):
     CALLBACK_ERRORS = 25
     HEARTBEAT = 26
 
+    # owners of flows (engine/processes)
+    PROCESS_LOOKUPS = 48
+    PROCESS_UNKNOWN = 49
+
     # drops by reason
     DROP_RING_FULL = 64
     DROP_POOL_EMPTY = 65

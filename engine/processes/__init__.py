@@ -1,0 +1,119 @@
+"""Which program a flow belongs to, and which sockets belong to a program.
+
+    worker asks ──► ProcessFinder.find(flow)
+                       1. exact query of the kernel's socket table     ──► Socket (uid, inode)        10 us, on the loop
+                       2. cache inode -> (pid, fd), checked by one readlink                            3 us, on the loop
+                       3. walk of /proc/PID/fd for all who wait, in a thread                           milliseconds
+                       4. /proc/PID/exe, name of the user          ──► shared.process.ProcessInfo
+
+Workers are unprivileged and cannot see other users' descriptors: the master looks for them, and only when a rule (or the
+loop guard) asks, once a flow.
+
+sock_diag   codec of the kernel's socket queries; pure
+sockets     the queries themselves, each answer verified against the flow
+proc        /proc: who holds a socket, what a process is, its children
+linux       the two together: `ProcessTable` for Linux
+finder      the master's front: caches, and keeps the slow part off the loop
+
+`open_process_table` is the one place that knows which platform this is.
+"""
+
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from shared.process import ProcessInfo
+
+__all__ = ["FlowTuple", "Holder", "Network", "ProcessError", "ProcessTable", "Socket", "open_process_table"]
+
+Network = Literal["tcp", "udp"]
+
+
+class ProcessError(Exception):
+    """Processes cannot be looked up on this machine; the text is one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTuple:
+    """One flow as its packets name it, seen from the application."""
+
+    network: Network
+    source: bytes
+    """Packed, 4 or 16 bytes."""
+    source_port: int
+    destination: bytes
+    destination_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """One socket of the kernel's table. IPv4 addresses of dual-stack sockets are 4 bytes here."""
+
+    local: bytes
+    """Packed; all zeros: any address."""
+    local_port: int
+    remote: bytes
+    """Packed; all zeros: not connected, or listening."""
+    remote_port: int
+    uid: int
+    inode: int
+    """Names the socket in /proc/PID/fd. 0: no process holds it (TIME-WAIT, half open, orphaned), and `uid` means nothing;
+    the table gives out no such socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process and its descriptor of one socket."""
+
+    pid: int
+    fd: int
+
+
+class ProcessTable(Protocol):
+    """Sockets and processes of this machine. What is gone or may not be seen is absent from answers, never an error."""
+
+    def find(self, flow: FlowTuple) -> Socket | None:
+        """Return the flow's socket, by exact queries: some microseconds."""
+
+    def search(self, flow: FlowTuple) -> Socket | None:
+        """Look through all sockets of the source port, for what exact queries do not find. Call it in a thread."""
+
+    def listener(self, address: bytes, port: int) -> Socket | None:
+        """Return the TCP socket that a connection to `address` would reach: some microseconds."""
+
+    def connections(self, network: Network) -> list[Socket]:
+        """Return all connected sockets. Call it in a thread."""
+
+    def holders(self, inodes: Collection[int], *, uids: Collection[int] = ()) -> dict[int, Holder]:
+        """Return one holder of each socket; processes of `uids` are searched first. Call it in a thread."""
+
+    def all_holders(self, inode: int) -> list[int]:
+        """Return the ids of all processes that hold the socket. Call it in a thread."""
+
+    def holds(self, holder: Holder, inode: int) -> bool:
+        """Tell whether the descriptor still is that socket: some microseconds."""
+
+    def sockets_of(self, pid: int) -> set[int]:
+        """Return the inodes of all sockets that a process holds. Call it in a thread."""
+
+    def descendants(self, pid: int) -> list[int]:
+        """Return the children of a process, theirs, and so on. Call it in a thread."""
+
+    def arguments(self, pid: int) -> tuple[str, ...]:
+        """Return the command line of a process, empty when it has none."""
+
+    def describe(self, pid: int | None, uid: int) -> ProcessInfo:
+        """Return what rules see; `uid` is the socket's. Call it in a thread: the user's name may come over the network."""
+
+    def close(self) -> None:
+        """Release the kernel's table; harmless when repeated."""
+
+
+def open_process_table() -> ProcessTable:
+    """Open the table of the network namespace that the calling thread is in. Raises ProcessError."""
+    if sys.platform == "linux":
+        from engine.processes.linux import LinuxProcessTable
+
+        return LinuxProcessTable()
+    raise ProcessError(f"Programs cannot be told by their flows on {sys.platform}: the engine runs on Linux.")
