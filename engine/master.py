@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Literal
 
 from engine.control import ControlServer, EngineStatus, Reply, Request, WorkerStatus
+from engine.heartbeat import Heartbeat
 from engine.ingress import Ingress
 from engine.netconf import Network
 from engine.netconf.plan import build_plan
@@ -180,6 +181,9 @@ class _Master:
         self.loop.add_reader(self.tun.fd, self._on_tun_readable)
         undo.callback(self.loop.remove_reader, self.tun.fd)
         undo.callback(_every(self.loop, EXPIRE_INTERVAL, self.ingress.expire))
+        heart = Heartbeat(self.loop, self.pool.counters[self.options.workers])
+        heart.start()
+        undo.callback(heart.stop)
 
     def _on_tun_readable(self) -> None:
         try:

@@ -24,7 +24,7 @@ import msgspec
 from engine.ingress import Ingress, Shard
 from shared import control
 from shared.config import WorkerConfig
-from shared.metrics import GAUGES
+from shared.metrics import end_gauges
 from shared.pool import Pool
 
 __all__ = ["Supervisor", "WorkerFailed", "WorkerState"]
@@ -248,7 +248,7 @@ class Supervisor:
         self._pool.reset_rings(worker.index)
         if self.ingress is not None:
             self.ingress.reset_shard(worker.index, self.shard(worker.index))
-        self._clear_gauges(worker)
+        end_gauges(self._pool.counters[worker.index])
         worker.timer = self._loop.call_later(delay, self._respawn, worker)
 
     def _respawn(self, worker: _Worker) -> None:
@@ -256,11 +256,6 @@ class Supervisor:
             self._spawn(worker)
         except OSError as error:
             self._schedule_restart(worker, f"could not be started again ({error.strerror})")
-
-    def _clear_gauges(self, worker: _Worker) -> None:
-        row = self._pool.counters[worker.index]
-        for cell in GAUGES:
-            row[cell] = 0
 
 
 def _backoff(deaths_in_a_row: int) -> float:

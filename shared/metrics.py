@@ -1,16 +1,47 @@
 """Counters in shared memory: one writer per cell, read by the master without stopping anyone.
 
-Each process owns one row of CELLS 8-byte cells. A cell is written by one aligned 8-byte store, so a reader sees the old
-or the new value, never half of one. Gauges (`*_active`, `*_bytes_held`) live in the same row.
+Each process owns one row of CELLS 8-byte cells:
+
+    0          64      128          256
+    +----------+-------+------------+---------------------------------------------------------------+
+    | counters | drops | histograms | per outbound OUTBOUND_CELLS: counters, histogram of connecting |
+    +----------+-------+------------+---------------------------------------------------------------+
+
+A cell is written by one aligned 8-byte store, so a reader sees the old or the new value, never half of one. Gauges
+(`*_ACTIVE`, TCP_HALF_OPEN, BUFFER_BYTES) live in the same row. Rows are never reset: a worker that is started again goes on
+where the one before it ended.
 """
 
+from bisect import bisect_left
 from enum import IntEnum
 from typing import Protocol
 
-__all__ = ["CELLS", "DROPS", "GAUGES", "Cell", "Counters"]
+__all__ = [
+    "BOUNDS",
+    "CELLS",
+    "DROPS",
+    "GAUGES",
+    "OUTBOUNDS_MAX",
+    "Cell",
+    "Counters",
+    "Histogram",
+    "OutboundCell",
+    "end_gauges",
+    "observe",
+    "outbound_at",
+]
 
-CELLS = 128
-"""Cells per process; room for later counters without a change of the layout."""
+OUTBOUNDS_MAX = 128
+"""Outbounds of a run that have a row of cells of their own; the last one is shared by all that are too many."""
+OUTBOUND_CELLS = 32
+_OUTBOUNDS_AT = 256
+CELLS = _OUTBOUNDS_AT + OUTBOUNDS_MAX * OUTBOUND_CELLS
+"""Cells per process. What is never written takes no memory."""
+
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Upper bounds of a histogram's buckets, in seconds; one more bucket counts what is above the last."""
+_SUM = len(BOUNDS) + 1
+"""Behind the buckets: the sum of all that was observed, in microseconds."""
 
 
 class Counters(Protocol):
@@ -52,6 +83,7 @@ class Cell(IntEnum):
     FRAGMENTS_REASSEMBLED = 24
     CALLBACK_ERRORS = 25
     HEARTBEAT = 26
+    """Monotonic milliseconds when the process last said that it lives."""
 
     # owners of flows (engine/processes)
     PROCESS_LOOKUPS = 48
@@ -80,5 +112,60 @@ DROPS: dict[Cell, str] = {
 }
 """Cell of each drop reason -> the reason as it stands in status and metrics."""
 
+
+class Histogram(IntEnum):
+    """First cell of a histogram: len(BOUNDS) + 1 buckets, then the sum. Written by `observe`."""
+
+    DNS = 128
+    """Seconds from a question to its answer, of those that a server was asked for."""
+    LOOP_LAG = 144
+    """Seconds that a timer fired late: how long whatever is ready waits for its turn."""
+
+
+class OutboundCell(IntEnum):
+    """Index of a cell within an outbound's cells; `outbound_at` tells where these begin."""
+
+    TCP_OPENED = 0
+    TCP_ACTIVE = 1
+    UDP_OPENED = 2
+    UDP_ACTIVE = 3
+    BYTES_UP = 4
+    """Payload from applications."""
+    BYTES_DOWN = 5
+    REFUSED = 6
+    """Attempts that the outbound answered, with a refusal of the destination."""
+    FAILED = 7
+    """Attempts that failed since the outbound itself does not work."""
+    WORKED_AT = 8
+    """Monotonic milliseconds of the last attempt that showed that the outbound works."""
+    FAILED_AT = 9
+    """Monotonic milliseconds of the last attempt that showed that it does not."""
+    CONNECT = 16
+    """Histogram: seconds that a TCP connection took to be made."""
+
+
 GAUGES = (Cell.TCP_ACTIVE, Cell.UDP_ACTIVE, Cell.TCP_HALF_OPEN, Cell.BUFFER_BYTES)
-"""Cells that say how much there is now; zeroed when their process dies. All others only ever grow."""
+"""Cells that say how much there is now; all others but HEARTBEAT only ever grow."""
+
+
+def outbound_at(row: int) -> int:
+    """Return the cell at which the cells of the outbound with this row begin."""
+    return _OUTBOUNDS_AT + min(row, OUTBOUNDS_MAX - 1) * OUTBOUND_CELLS
+
+
+def observe(counters: Counters, histogram: int, seconds: float) -> None:
+    """Count one observation in the histogram that begins at this cell."""
+    counters[histogram + bisect_left(BOUNDS, seconds)] += 1
+    counters[histogram + _SUM] += int(seconds * 1e6)
+
+
+def end_gauges(counters: Counters) -> None:
+    """The process that owned the row is dead, and its flows with it: they count as closed."""
+    counters[Cell.TCP_CLOSED] += counters[Cell.TCP_ACTIVE]
+    counters[Cell.UDP_CLOSED] += counters[Cell.UDP_ACTIVE]
+    for cell in GAUGES:
+        counters[cell] = 0
+    for row in range(OUTBOUNDS_MAX):
+        at = outbound_at(row)
+        if counters[at + OutboundCell.TCP_ACTIVE] or counters[at + OutboundCell.UDP_ACTIVE]:
+            counters[at + OutboundCell.TCP_ACTIVE] = counters[at + OutboundCell.UDP_ACTIVE] = 0

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 
 from shared.buffer import Buffer
-from shared.metrics import Cell, Counters
+from shared.metrics import Cell, Counters, Histogram, observe
 from shared.ring import Ring
 from shared.wire.virtio import HEADER_LEN
 from workers.stack.stack import Stack
@@ -71,7 +71,7 @@ class Link:
     def start(self) -> None:
         """Begin to serve."""
         self._loop.add_reader(self._doorbell, self._on_doorbell)
-        self._on_timer()
+        self._set_timer(now := monotonic(), now)
         self._serve()
 
     def close(self) -> None:
@@ -155,6 +155,7 @@ class Link:
 
     def _on_timer(self) -> None:
         now = monotonic()
+        observe(self._counters, Histogram.LOOP_LAG, max(now - self._timer_at, 0.0))
         self._guard(self.stack.timeout, now)
         self._publish(now)
         if not self._looking:

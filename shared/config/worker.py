@@ -48,6 +48,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """At least one; tags are unique, group members exist, groups hold no circle (engine/config checks it)."""
     route: RouteConfig = RouteConfig()
     dns: DnsConfig = DnsConfig()
+    counted: tuple[str, ...] = ()
+    """Tags in the order of their rows in the counters (shared/metrics.py). A reload only appends: a row keeps its outbound."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
