@@ -71,6 +71,9 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     """Packets that the kernel dropped because the tun's queue was full."""
     pool_slots: int
     pool_free: int
+    guardian_pid: int | None
+    """None while one that died is replaced."""
+    guardian_restarts: int
     workers: list[WorkerStatus]
 
 

@@ -88,6 +88,7 @@ class _Master:
 
     tun: TunDevice
     pool: Pool
+    network: Network
     supervisor: Supervisor
     ingress: Ingress
 
@@ -116,7 +117,7 @@ class _Master:
         layout = PoolLayout(options.workers, SLOTS, RING_ENTRIES)
         self.pool = Pool.create(layout)
         undo.callback(self.pool.close)
-        network = Network(options.run_dir)
+        network = self.network = Network(options.run_dir)
         await network.start_guardian()
         undo.push_async_callback(network.restore)
 
@@ -246,6 +247,8 @@ class _Master:
             tun_dropped=_tun_dropped(self.tun.name),
             pool_slots=self.pool.layout.slots,
             pool_free=self.ingress.free_slots,
+            guardian_pid=self.network.guardian.pid,
+            guardian_restarts=self.network.guardian.restarts,
             workers=[self._worker_status(i) for i in range(self.options.workers)],
         )
 

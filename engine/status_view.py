@@ -19,7 +19,9 @@ def print_status(status: EngineStatus) -> None:
         f"UDP: {escape(status.udp)}\n"
         f"read {status.packets_in:,} packets, {_bytes(status.bytes_in)}; "
         f"{status.pool_free} of {status.pool_slots} slots free; "
-        f"dropped: {_drops({'tun_queue_full': status.tun_dropped} | status.drops)}"
+        f"dropped: {_drops({'tun_queue_full': status.tun_dropped} | status.drops)}\n"
+        f"guardian: {f'pid {status.guardian_pid}' if status.guardian_pid else '[red]none[/]'}, "
+        f"{status.guardian_restarts} restarts"
     )
     table = Table(box=None, padding=(0, 1, 0, 0))
     for title in ("#", "pid", "state", "restarts", "TCP", "UDP", "in", "out", "dropped"):

@@ -16,6 +16,7 @@ netlink   makes and reverts one change; all of pyroute2
 throw     makes and reverts one bypass, without pyroute2
 bypass    lets single hosts leave beside the tun, at any time
 guardian  restores the network when the master is gone
+keeper    keeps one guardian alive
 watch     tells when somebody sets the tun down, and up again
 network   the master's front: `Network`; `repair_network` for `engine repair`
 """

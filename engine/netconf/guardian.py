@@ -12,6 +12,8 @@ import sys
 
 __all__ = ["main"]
 
+OOM_SCORE_ADJ_MIN = "-1000"  # include/uapi/linux/oom.h
+
 
 def main(arguments: list[str]) -> int:
     """Wait, restore, tell; return the exit code."""
@@ -25,6 +27,7 @@ def main(arguments: list[str]) -> int:
     for number_of_signal in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number_of_signal, signal.SIG_IGN)
     run_dir = os.path.abspath(run_dir)
+    _be_spared()
     os.chdir("/")  # to be in no one's way when a file system is unmounted
     _write(1, "ready")
     os.read(int(number), 16)  # blocks until "undo" or end of file
@@ -33,6 +36,15 @@ def main(arguments: list[str]) -> int:
         remedy = f"{problem} Run `engine repair`." if problem else "the network is as it was before."
         _write(2, f"engine: the master is gone; {remedy}")
     return 1 if problem else 0
+
+
+def _be_spared() -> None:
+    """Ask the kernel to kill any other process first when memory runs out (proc_pid_oom_score_adj(5))."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as score:
+            score.write(OOM_SCORE_ADJ_MIN)
+    except OSError:
+        pass  # without CAP_SYS_RESOURCE we are as likely as others; at 10 MB not very
 
 
 def _restore(run_dir: str) -> str:

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import os
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import msgspec
 
 from engine.netconf import EXIT_NOT_PERMITTED, NetworkError
 from engine.netconf.bypass import add_bypass, remove_bypass
+from engine.netconf.keeper import ANSWER_TIMEOUT, GuardianKeeper
 from engine.netconf.plan import NetworkPlan
 from engine.netconf.watch import LinkWatch
 
@@ -19,23 +19,18 @@ __all__ = ["Network", "repair_network"]
 
 log = logging.getLogger(__name__)
 
-ANSWER_TIMEOUT = 20.0  # seconds; a helper takes about 0.4, most of it to import pyroute2
-
 
 class Network:
     """Changes the network of this machine (of this network namespace) and restores it.
 
     Call `start_guardian`, then `apply`, then `restore`. When the process dies in between, however it dies, the guardian
-    restores the network. When somebody sets the tun down and up again, the changes that this undid are made again.
+    restores the network; when the guardian dies, another takes its place. When somebody sets the tun down and up again, the
+    changes that this undid are made again.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
-        self._guardian: Process | None = None
-        # The life line: nobody but this process holds the writing end, so its end of file is our death. The guardian
-        # reads it; we keep the reading end to lend it to `apply`, which must not start a change once we are dead.
-        self._life_read = -1
-        self._life_write = -1
+        self.guardian = GuardianKeeper(run_dir)
         self._watch: LinkWatch | None = None
         self._renewal: asyncio.Task[None] | None = None
         self.bypass_evictions = 0
@@ -43,27 +38,15 @@ class Network:
 
     async def start_guardian(self) -> None:
         """Start the guardian and wait until it watches. Raises NetworkError."""
-        assert self._guardian is None, "there is a guardian already"
-        self._life_read, self._life_write = os.pipe()
-        self._guardian = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "engine.netconf.guardian"),
-            *("--run-dir", str(self.run_dir), "--fd", str(self._life_read)),
-            stdin=DEVNULL,
-            stdout=PIPE,
-            pass_fds=(self._life_read,),
-            start_new_session=True,  # Ctrl-C goes to the terminal's process group, and must not reach it
-        )
-        if await _read_line(self._guardian) != "ready":
-            await self._end_guardian()
-            raise NetworkError("The guardian that restores the network after a crash did not start.")
+        await self.guardian.start()
 
     async def apply(self, plan: NetworkPlan) -> list[str]:
         """Make the changes of `plan`; return remarks for the user, such as that IPv6 is left out.
 
         What an earlier run left is undone first. On failure everything is undone and NetworkError is raised.
         """
-        assert self._guardian is not None, "no change without a guardian"
-        remarks = await _run_helper("apply", self.run_dir, guard_fd=self._life_read, plan=plan)
+        assert self.guardian.life_read >= 0, "no change without a guardian"
+        remarks = await _run_helper("apply", self.run_dir, guard_fd=self.guardian.life_read, plan=plan)
         try:
             self._watch = LinkWatch(asyncio.get_running_loop(), plan.interface, self._on_link)
         except OSError as error:
@@ -94,7 +77,7 @@ class Network:
         if previous is not None:
             await previous
         try:
-            (count,) = await _run_helper("renew", self.run_dir, guard_fd=self._life_read)
+            (count,) = await _run_helper("renew", self.run_dir, guard_fd=self.guardian.life_read)
         except NetworkError as error:
             log.error("the tun is up again, but traffic still goes past the proxy: %s", error)
         else:
@@ -102,26 +85,15 @@ class Network:
 
     async def restore(self) -> None:
         """Undo everything and end the guardian; harmless when there is nothing to undo. Raises NetworkError."""
-        answer = ""
         if self._watch is not None:
             self._watch.close()
         if self._renewal is not None:
             await self._renewal
-        if self._guardian is not None:
-            os.write(self._life_write, b"undo")
-            answer = await _read_line(self._guardian)
-            await self._end_guardian()
+        answer = await self.guardian.undo()
         if not answer:  # somebody has killed the guardian
             await repair_network(self.run_dir)
         elif answer != "done":
             raise NetworkError(answer)
-
-    async def _end_guardian(self) -> None:
-        assert self._guardian is not None
-        os.close(self._life_write)
-        os.close(self._life_read)
-        await self._guardian.wait()
-        self._guardian = None
 
 
 async def repair_network(run_dir: Path) -> int:
@@ -152,13 +124,3 @@ async def _run_helper(
         sentence = errors.decode(errors="replace").strip() or f"The network helper ({command}) died."
         raise NetworkError(sentence, not_permitted=helper.returncode == EXIT_NOT_PERMITTED)
     return output.decode().splitlines()
-
-
-async def _read_line(process: Process) -> str:
-    """Return the next line of its output; empty when it has ended or is silent for ANSWER_TIMEOUT."""
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT):
-            return (await process.stdout.readline()).decode().strip()
-    except TimeoutError:
-        return ""

@@ -187,6 +187,34 @@ def test_guardian_outlives_what_stops_the_engine(net: Topology, tmp_path: Path) 
 
 
 @pytest.mark.e2e
+def test_killed_guardian_is_replaced(net: Topology, tmp_path: Path) -> None:
+    before = net.client.snapshot()
+    with master(net.client, tmp_path, "applied") as victim:
+        victim.expect("guarded")
+        victim.expect("applied")
+        first = victim.guardian()
+        for _ in range(2):
+            dead = victim.guardian()
+            os.kill(dead, signal.SIGKILL)
+            wait_until(lambda: victim.helpers() not in ([], [dead]), what="another guardian")  # noqa: B023
+        second = victim.guardian()
+        assert second != first
+        assert net.client.route_to(TARGET_V4)["dev"] == "tun0", "the network stays as it is"
+        wait_until(lambda: is_ignoring(second, signal.SIGTERM), what="the guardian's readiness")
+        victim.process.kill()
+        wait_until(lambda: not victim.helpers(), what="the end of the guardian")
+    assert net.client.snapshot() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def is_ignoring(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has set a signal to be ignored (SigIgn in proc_pid_status(5))."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigIgn:"))
+    return bool(mask >> (number - 1) & 1)
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("guardian_lives", [True, False])
 def test_clean_stop(net: Topology, tmp_path: Path, guardian_lives: bool) -> None:
     before = net.client.snapshot()
