@@ -16,7 +16,7 @@ MAY_IMPORT = {
 }
 THIRD_PARTY = {
     "shared": {"msgspec"},
-    "engine": {"msgspec", "netaddr", "pyroute2", "python_socks", "rich", "typer", "uvloop"},
+    "engine": {"msgspec", "netaddr", "pyroute2", "python_socks", "re2", "rich", "typer", "uvloop", "yaml"},
     "workers": {"msgspec", "python_socks", "uvloop"},
 }
 PURE = ("workers/stack", "shared/wire")
