@@ -1,6 +1,7 @@
 """The control socket of a running engine, RUN_DIR/control.sock (root's alone, 0600), and its client.
 
-One connection, one request, one reply, each a line of JSON: {"command": "status"} or {"command": "stop"}.
+One connection, one request, one reply, each a line of JSON: {"command": "status"} or {"command": "stop"}. What may be asked
+and what is answered stands in engine/requests.py.
 """
 
 import asyncio
@@ -8,81 +9,19 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
-__all__ = ["ControlServer", "EngineStatus", "NotRunning", "Reply", "Request", "WorkerStatus", "ask"]
+from engine.requests import Reply, Request
+
+__all__ = ["ControlServer", "NotRunning", "ask"]
 
 REPLY_MAX = 16 * 1024 * 1024
 REQUEST_MAX = 64 * 1024
 CLIENT_TIMEOUT = 15.0  # seconds; stopping takes the longest
 
-
-class Request(msgspec.Struct, frozen=True):
-    """What a client may ask."""
-
-    command: Literal["status", "stop"]
-
-
-class WorkerStatus(msgspec.Struct, kw_only=True):
-    """One worker, as its counters in shared memory stand now."""
-
-    index: int
-    pid: int | None
-    state: str
-    restarts: int
-    uptime: float
-    """Seconds since this incarnation was started."""
-    flows: int
-    """TCP connections and UDP associations now."""
-    tcp_active: int
-    tcp_opened: int
-    udp_active: int
-    udp_opened: int
-    connect_failed: int
-    packets_in: int
-    bytes_in: int
-    packets_out: int
-    bytes_out: int
-    tcp_retransmits: int
-    drops: dict[str, int]
-    """Reason -> packets, without the zeros."""
-
-
-class EngineStatus(msgspec.Struct, kw_only=True):
-    """The whole engine."""
-
-    version: str
-    pid: int
-    uptime: float
-    interface: str
-    mtu: int
-    offload: list[str]
-    proxy: str
-    udp: str
-    """Whether the upstream relays UDP: "unknown", "yes", or "no: reason"."""
-    packets_in: int
-    """Packets read from the tun by the master."""
-    bytes_in: int
-    drops: dict[str, int]
-    """Of the master: reason -> packets, without the zeros."""
-    tun_dropped: int
-    """Packets that the kernel dropped because the tun's queue was full."""
-    pool_slots: int
-    pool_free: int
-    guardian_pid: int | None
-    """None while one that died is replaced."""
-    guardian_restarts: int
-    workers: list[WorkerStatus]
-
-
-class Reply(msgspec.Struct, omit_defaults=True):
-    """Exactly one field is set."""
-
-    status: EngineStatus | None = None
-    ok: bool | None = None
-    error: str | None = None
+_decode_request = msgspec.json.Decoder(Request).decode
+_decode_reply = msgspec.json.Decoder(Reply).decode
 
 
 class NotRunning(Exception):
@@ -121,7 +60,7 @@ class ControlServer:
         try:
             line = await reader.readline()
             try:
-                reply = await self._handle(msgspec.json.decode(line, type=Request))
+                reply = await self._handle(_decode_request(line))
             except (msgspec.MsgspecError, RecursionError) as error:
                 reply = Reply(error=f"not a request: {error}")
             writer.write(msgspec.json.encode(reply) + b"\n")
@@ -150,6 +89,6 @@ def ask(run_dir: Path, request: Request) -> Reply:
     if not data:
         raise NotRunning(f"the engine behind {path} went away")
     try:
-        return msgspec.json.decode(data, type=Reply)
+        return _decode_reply(data)
     except msgspec.MsgspecError:
         raise NotRunning(f"what listens on {path} does not answer like an engine of this version") from None

@@ -84,6 +84,10 @@ class Ingress:
         """Slots that no worker holds: on the free list, or on their way back to it."""
         return len(self._free) + sum(len(shard.free_ring) for shard in self._shards)
 
+    def waiting(self, index: int) -> int:
+        """Packets in the ring of a shard that its worker has not served yet."""
+        return self._shards[index].ring.waiting
+
     def close(self) -> None:
         """Let go of the shared memory, the shards' too; the tun and the doorbells stay open."""
         for shard in self._shards:

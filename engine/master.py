@@ -15,22 +15,21 @@ import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from time import monotonic
 from typing import Literal
 
-from engine.control import ControlServer, EngineStatus, Reply, Request, WorkerStatus
+from engine.control import ControlServer
 from engine.heartbeat import Heartbeat
 from engine.ingress import Ingress
+from engine.inspector import Inspector
 from engine.netconf import Network
 from engine.netconf.plan import build_plan
 from engine.notify import notify
+from engine.requests import Reply, Request, Stop
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Supervisor
 from engine.tun import Offload, TunDevice, open_tun
 from shared.config import Policy, ProxyConfig, ProxyOutbound, StackConfig, WorkerConfig
-from shared.metrics import DROPS, Cell, Counters
 from shared.pool import Pool, PoolLayout
 
 __all__ = ["EngineFailed", "StartOptions", "run_engine"]
@@ -91,10 +90,10 @@ class _Master:
     network: Network
     supervisor: Supervisor
     ingress: Ingress
+    inspector: Inspector
 
     def __init__(self, options: StartOptions) -> None:
         self.options = options
-        self.started_at = monotonic()
         self.udp = "unknown"
         self.failure: EngineFailed | None = None
         self.stopped = asyncio.Event()  # asked to stop
@@ -136,6 +135,15 @@ class _Master:
         for remark in remarks:
             log.warning("%s", remark)
         self._start_ingress(undo)
+        self.inspector = Inspector(
+            tun=self.tun,
+            pool=self.pool,
+            network=network,
+            supervisor=self.supervisor,
+            ingress=self.ingress,
+            proxy=str(options.proxy),
+            udp=lambda: self.udp,
+        )
         server = ControlServer(options.run_dir / "control.sock", self._on_request)
         await server.start()
         undo.push_async_callback(server.stop)
@@ -225,58 +233,10 @@ class _Master:
                 )
 
     async def _on_request(self, request: Request) -> Reply:
-        if request.command == "stop":
+        if isinstance(request, Stop):
             self.stopped.set()
             return Reply(ok=True)
-        return Reply(status=self._status())
-
-    def _status(self) -> EngineStatus:
-        row = self.pool.counters[self.options.workers]
-        return EngineStatus(
-            version=version("tunloom"),
-            pid=os.getpid(),
-            uptime=monotonic() - self.started_at,
-            interface=self.tun.name,
-            mtu=self.tun.mtu,
-            offload=list(self.tun.features),
-            proxy=str(self.options.proxy),
-            udp=self.udp,
-            packets_in=row[Cell.PACKETS_IN],
-            bytes_in=row[Cell.BYTES_IN],
-            drops=_drops(row),
-            tun_dropped=_tun_dropped(self.tun.name),
-            pool_slots=self.pool.layout.slots,
-            pool_free=self.ingress.free_slots,
-            guardian_pid=self.network.guardian.pid,
-            guardian_restarts=self.network.guardian.restarts,
-            workers=[self._worker_status(i) for i in range(self.options.workers)],
-        )
-
-    def _worker_status(self, index: int) -> WorkerStatus:
-        worker, row = self.supervisor.workers[index], self.pool.counters[index]
-        return WorkerStatus(
-            index=index,
-            pid=worker.pid,
-            state=worker.state.value,
-            restarts=worker.restarts,
-            uptime=monotonic() - worker.started_at,
-            flows=row[Cell.TCP_ACTIVE] + row[Cell.UDP_ACTIVE],
-            tcp_active=row[Cell.TCP_ACTIVE],
-            tcp_opened=row[Cell.TCP_OPENED],
-            udp_active=row[Cell.UDP_ACTIVE],
-            udp_opened=row[Cell.UDP_OPENED],
-            connect_failed=row[Cell.CONNECT_FAILED],
-            packets_in=row[Cell.PACKETS_IN],
-            bytes_in=row[Cell.BYTES_IN],
-            packets_out=row[Cell.PACKETS_OUT],
-            bytes_out=row[Cell.BYTES_OUT],
-            tcp_retransmits=row[Cell.TCP_RETRANSMITS],
-            drops=_drops(row),
-        )
-
-
-def _drops(row: Counters) -> dict[str, int]:
-    return {reason: row[cell] for cell, reason in DROPS.items() if row[cell]}
+        return Reply(status=await self.inspector.status())
 
 
 def _raise_file_limit() -> None:
@@ -292,15 +252,6 @@ def _may_become(uid: int) -> bool:
         if first <= uid < first + count:
             return True
     return False
-
-
-def _tun_dropped(name: str) -> int:
-    """Packets the kernel dropped since the tun's queue was full: transmit drops in /proc/net/dev (of our namespace)."""
-    for line in Path("/proc/net/dev").read_text().splitlines():
-        interface, colon, fields = line.partition(":")
-        if colon and interface.strip() == name:
-            return int(fields.split()[11])
-    return 0
 
 
 def _every(loop: asyncio.AbstractEventLoop, interval: float, call: Callable[[], None]) -> Callable[[], None]:

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.control import EngineStatus, WorkerStatus
+from engine.requests import EngineStatus, WorkerStatus
 
 __all__ = ["print_status"]
 
@@ -12,16 +12,17 @@ __all__ = ["print_status"]
 def print_status(status: EngineStatus) -> None:
     """Print the engine's state as two tables."""
     console = Console()
+    link = "" if status.link_up else "[red]down[/], "
     offload = ", ".join(status.offload) or "none"
     console.print(
         f"[bold]tunloom {status.version}[/], pid {status.pid}, up {_duration(status.uptime)}\n"
-        f"{escape(status.interface)} (mtu {status.mtu}, offload: {offload}) -> {escape(status.proxy)}, "
+        f"{escape(status.interface)} ({link}mtu {status.mtu}, offload: {offload}) -> {escape(status.proxy)}, "
         f"UDP: {escape(status.udp)}\n"
         f"read {status.packets_in:,} packets, {_bytes(status.bytes_in)}; "
         f"{status.pool_free} of {status.pool_slots} slots free; "
         f"dropped: {_drops({'tun_queue_full': status.tun_dropped} | status.drops)}\n"
         f"guardian: {f'pid {status.guardian_pid}' if status.guardian_pid else '[red]none[/]'}, "
-        f"{status.guardian_restarts} restarts"
+        f"{status.guardian_restarts} restarts; memory: {_memory(status)}"
     )
     table = Table(box=None, padding=(0, 1, 0, 0))
     for title in ("#", "pid", "state", "restarts", "TCP", "UDP", "in", "out", "dropped"):
@@ -50,6 +51,12 @@ def print_status(status: EngineStatus) -> None:
 
 def _sum(workers: list[WorkerStatus], field: str) -> int:
     return sum(getattr(worker, field) for worker in workers)
+
+
+def _memory(status: EngineStatus) -> str:
+    """The master's, and that of each worker."""
+    sizes = (status.memory, *(worker.memory for worker in status.workers))
+    return " + ".join("?" if size is None else _bytes(size) for size in sizes)
 
 
 def _drops(drops: dict[str, int]) -> str:

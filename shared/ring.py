@@ -120,6 +120,11 @@ class Ring:
         self._next = n + 1
         return True
 
+    @property
+    def waiting(self) -> int:
+        """Entries pushed by this end that the consumer has not given back yet."""
+        return self._next - self._words[_CONSUMED]
+
     def _room(self) -> bool:
         self._limit = self._words[_CONSUMED] + self.entries
         return self._next < self._limit

@@ -9,11 +9,12 @@ __all__ = ["status", "stop"]
 
 def stop(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
     """Stop the running engine and wait until everything is put back."""
-    from engine.control import NotRunning, Request, ask
+    from engine.control import NotRunning, ask
+    from engine.requests import Stop
     from engine.run_dir import wait_until_unlocked
 
     try:
-        ask(run_dir, Request("stop"))
+        ask(run_dir, Stop())
         wait_until_unlocked(run_dir)
     except NotRunning as error:
         fail(FAILED, str(error))
@@ -24,10 +25,11 @@ def status(as_json: AsJson = False, run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
     """Show what the running engine does, per worker."""
     import msgspec
 
-    from engine.control import NotRunning, Request, ask
+    from engine.control import NotRunning, ask
+    from engine.requests import Status
 
     try:
-        reply = ask(run_dir, Request("status"))
+        reply = ask(run_dir, Status())
     except NotRunning as error:
         fail(FAILED, str(error))
     if reply.status is None:

@@ -23,7 +23,6 @@ from typing import Any, NoReturn
 import msgspec
 from rich.console import Console
 
-from engine.control import EngineStatus
 from engine.demo.lab import UPSTREAM_V4, Lab, LabError
 from engine.demo.load import PHASES
 from engine.demo.meter import PhaseResult, Progress, decode_message
@@ -31,6 +30,7 @@ from engine.demo.progress import Steps
 from engine.demo.report import make_report, print_report
 from engine.demo.service import Service, ServiceError
 from engine.demo.targets import ECHO_PORT
+from engine.requests import EngineStatus
 
 __all__ = ["run_demo"]
 

@@ -32,6 +32,8 @@ class Network:
         self.run_dir = run_dir
         self.guardian = GuardianKeeper(run_dir)
         self._watch: LinkWatch | None = None
+        self.link_up = True
+        """False while somebody has set the tun down."""
         self._renewal: asyncio.Task[None] | None = None
         self.bypass_evictions = 0
         """Hosts that were led into the tun again to make room for others (BYPASS_MAX)."""
@@ -68,6 +70,7 @@ class Network:
         await asyncio.to_thread(remove_bypass, self.run_dir, tuple(addresses))
 
     def _on_link(self, up: bool) -> None:
+        self.link_up = up
         if up:
             self._renewal = asyncio.get_running_loop().create_task(self._renew(self._renewal), name="renew")
         else:

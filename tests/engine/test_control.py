@@ -13,33 +13,26 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from engine.control import (
-    REQUEST_MAX,
-    ControlServer,
-    EngineStatus,
-    NotRunning,
-    Reply,
-    Request,
-    WorkerStatus,
-    ask,
-)
+from engine.control import REQUEST_MAX, ControlServer, NotRunning, ask
+from engine.requests import EngineStatus, Reply, Request, Status, Stop, WorkerStatus
 from engine.run_dir import wait_until_unlocked
 from tests.support.loop import on_loop
 
 WORKER = WorkerStatus(
-    index=0, pid=4711, state="running", restarts=1, uptime=2.5, flows=3, tcp_active=2, tcp_opened=9, udp_active=1,
-    udp_opened=1, connect_failed=4, packets_in=5, bytes_in=6, packets_out=7, bytes_out=8, tcp_retransmits=0,
-    drops={"malformed": 2},
+    index=0, pid=4711, state="running", restarts=1, uptime=2.5, memory=34_603_008, ring_waiting=7,
+    flows=3, tcp_active=2, tcp_opened=9, udp_active=1, udp_opened=1, connect_failed=4,
+    packets_in=5, bytes_in=6, packets_out=7, bytes_out=8, tcp_retransmits=0, drops={"malformed": 2},
 )  # fmt: skip
 STATUS = EngineStatus(
-    version="0.1.0", pid=42, uptime=3725.0, interface="tun0", mtu=65535, offload=["csum", "tso4"],
+    version="0.1.0", pid=42, uptime=3725.0, memory=31_457_280, interface="tun0", mtu=65535,
+    offload=["csum", "tso4"], link_up=True,
     proxy="socks5://u:***@[2001:db8::1]:1080", udp="no: refused", packets_in=10, bytes_in=20, drops={}, tun_dropped=0,
     pool_slots=512, pool_free=511, guardian_pid=18, guardian_restarts=1, workers=[WORKER],
 )  # fmt: skip
 
 
 async def answer(request: Request) -> Reply:
-    return Reply(status=STATUS) if request.command == "status" else Reply(ok=True)
+    return Reply(status=STATUS) if isinstance(request, Status) else Reply(ok=True)
 
 
 @asynccontextmanager
@@ -67,8 +60,8 @@ async def converse(run_dir: Path, data: bytes) -> bytes:
 @on_loop
 async def test_request_gets_its_reply(tmp_path: Path) -> None:
     async with server(tmp_path):
-        assert await asyncio.to_thread(ask, tmp_path, Request("status")) == Reply(status=STATUS)
-        assert await asyncio.to_thread(ask, tmp_path, Request("stop")) == Reply(ok=True)
+        assert await asyncio.to_thread(ask, tmp_path, Status()) == Reply(status=STATUS)
+        assert await asyncio.to_thread(ask, tmp_path, Stop()) == Reply(ok=True)
 
 
 @on_loop
@@ -96,7 +89,7 @@ async def test_socket_left_by_a_crash_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as crashed:
         crashed.bind(str(tmp_path / "control.sock"))
     async with server(tmp_path):
-        assert (await asyncio.to_thread(ask, tmp_path, Request("stop"))).ok
+        assert (await asyncio.to_thread(ask, tmp_path, Stop())).ok
 
 
 @pytest.mark.parametrize(
@@ -119,7 +112,7 @@ async def test_garbage_gets_an_error_and_the_server_lives(tmp_path: Path, line: 
     async with server(tmp_path):
         reply = msgspec.json.decode(await converse(tmp_path, line), type=Reply)
         assert reply.error is not None and reply.error.startswith("not a request: ")
-        assert (await asyncio.to_thread(ask, tmp_path, Request("stop"))).ok
+        assert (await asyncio.to_thread(ask, tmp_path, Stop())).ok
 
 
 @on_loop
@@ -132,7 +125,7 @@ async def test_line_without_end_is_cut_off(tmp_path: Path) -> None:
         except ConnectionResetError:
             pass  # what it had not read yet was thrown away
         writer.close()
-        assert (await asyncio.to_thread(ask, tmp_path, Request("stop"))).ok
+        assert (await asyncio.to_thread(ask, tmp_path, Stop())).ok
 
 
 @on_loop
@@ -146,14 +139,14 @@ async def test_start_says_that_the_path_is_too_long(tmp_path: Path) -> None:
 
 def test_no_engine_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(NotRunning, match=r"^no engine is running \(nothing listens on .*/control\.sock\)$"):
-        ask(tmp_path, Request("status"))
+        ask(tmp_path, Status())
 
 
 def test_socket_of_a_dead_engine_is_no_engine(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "control.sock"))
     with pytest.raises(NotRunning, match="no engine is running"):
-        ask(tmp_path, Request("status"))
+        ask(tmp_path, Status())
 
 
 @pytest.mark.parametrize(
@@ -175,7 +168,7 @@ def test_reply_that_is_none_is_one_sentence(tmp_path: Path, reply: bytes, senten
         thread.start()
         try:
             with pytest.raises(NotRunning, match=sentence):
-                ask(tmp_path, Request("status"))
+                ask(tmp_path, Status())
         finally:
             thread.join()
 

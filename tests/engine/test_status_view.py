@@ -20,6 +20,7 @@ def test_status_shows_engine_and_workers(capsys: pytest.CaptureFixture[str]) -> 
         "tun0 (mtu 65535, offload: csum, tso4) -> socks5://u:***@[2001:db8::1]:1080, UDP: no: refused",
         "read 10 packets, 20 B; 511 of 512 slots free; dropped: nothing",
         "in all: 9 TCP and 1 UDP flows opened, 4 connects failed, 0 retransmits, 8 B to applications",
+        "memory: 30.0 MiB + 33.0 MiB",
         "malformed 2",
         "running",
         "4711",
@@ -37,9 +38,20 @@ def test_addresses_and_reasons_are_not_taken_for_markup(capsys: pytest.CaptureFi
 
 def test_worker_that_is_down_and_large_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     down = msgspec.structs.replace(WORKER, pid=None, state="backoff", bytes_out=3 * 2**40, packets_out=1234567)
-    print_status(msgspec.structs.replace(STATUS, workers=[down], tun_dropped=5, drops={"ring_full": 7}, offload=[]))
+    print_status(
+        msgspec.structs.replace(
+            STATUS, workers=[down], link_up=False, tun_dropped=5, drops={"ring_full": 7}, offload=[]
+        )
+    )
     text = capsys.readouterr().out
-    for part in ("backoff", "1,234,567", "3.0 TiB to applications", "tun_queue_full 5, ring_full 7", "offload: none"):
+    for part in (
+        "backoff",
+        "(down, mtu",
+        "1,234,567",
+        "3.0 TiB to applications",
+        "tun_queue_full 5, ring_full 7",
+        "offload: none",
+    ):
         assert part in text
 
 

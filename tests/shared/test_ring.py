@@ -73,6 +73,18 @@ def test_inline_packet_lies_in_the_ring_until_release() -> None:
     assert producer.push_inline(memoryview(b"third"))
 
 
+def test_waiting_is_what_was_pushed_and_not_released() -> None:
+    producer, consumer = new_aged_pair(4, 103)
+    assert producer.waiting == 0
+    producer.push(1, 1)
+    producer.push(2, 2)
+    assert producer.waiting == 2
+    consumer.pull()
+    assert producer.waiting == 2
+    consumer.release()
+    assert producer.waiting == 1
+
+
 def test_full_ring_refuses_and_writes_nothing() -> None:
     producer, consumer = new_pair(4)
     assert all(producer.push(n, n) for n in range(4))

@@ -8,8 +8,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.control import EngineStatus, Request, ask
+from engine.control import ask
 from engine.demo.service import Service
+from engine.requests import EngineStatus, Status
 from tests.support.netns import Namespace, Topology, topology, wait_until
 from tests.support.upstreams import embedded
 
@@ -40,7 +41,7 @@ class Engine:
 
     def status(self) -> EngineStatus:
         """What `engine status` shows."""
-        status = ask(self.run_dir, Request("status")).status
+        status = ask(self.run_dir, Status()).status
         assert status is not None
         return status
 

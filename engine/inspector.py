@@ -1,0 +1,129 @@
+"""A look at a running engine: what `engine status` and the metrics show. Nothing is stopped and no worker is asked."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from time import monotonic
+
+from engine.ingress import Ingress
+from engine.netconf import Network
+from engine.requests import EngineStatus, WorkerStatus
+from engine.supervisor import Supervisor
+from engine.tun import TunDevice
+from shared.metrics import DROPS, Cell, Counters
+from shared.pool import Pool
+
+__all__ = ["Inspector"]
+
+MEMORY_AGE = 5.0  # seconds for which a measurement of memory is given again: the kernel walks every page for it
+
+
+class Inspector:
+    """Reads the counters, and asks the parts of the master; `udp` tells whether the proxy relays UDP."""
+
+    def __init__(
+        self,
+        *,
+        tun: TunDevice,
+        pool: Pool,
+        network: Network,
+        supervisor: Supervisor,
+        ingress: Ingress,
+        proxy: str,
+        udp: Callable[[], str],
+    ) -> None:
+        self._tun = tun
+        self._pool = pool
+        self._network = network
+        self._supervisor = supervisor
+        self._ingress = ingress
+        self._proxy = proxy
+        self._udp = udp
+        self._started_at = monotonic()
+        self._version = version("tunloom")
+        self._memory: dict[int, int] = {}
+        self._memory_until = 0.0
+
+    async def status(self) -> EngineStatus:
+        """Return how things stand."""
+        memory = await self._measure_memory()
+        master, guardian = self._pool.counters[-1], self._network.guardian
+        return EngineStatus(
+            version=self._version,
+            pid=os.getpid(),
+            uptime=monotonic() - self._started_at,
+            memory=memory.get(os.getpid()),
+            interface=self._tun.name,
+            mtu=self._tun.mtu,
+            offload=list(self._tun.features),
+            link_up=self._network.link_up,
+            proxy=self._proxy,
+            udp=self._udp(),
+            packets_in=master[Cell.PACKETS_IN],
+            bytes_in=master[Cell.BYTES_IN],
+            drops=_drops(master),
+            tun_dropped=_tun_dropped(self._tun.name),
+            pool_slots=self._pool.layout.slots,
+            pool_free=self._ingress.free_slots,
+            guardian_pid=guardian.pid,
+            guardian_restarts=guardian.restarts,
+            workers=[self._worker_status(i, memory) for i in range(self._pool.layout.workers)],
+        )
+
+    def _worker_status(self, index: int, memory: dict[int, int]) -> WorkerStatus:
+        worker, row = self._supervisor.workers[index], self._pool.counters[index]
+        return WorkerStatus(
+            index=index,
+            pid=worker.pid,
+            state=worker.state.value,
+            restarts=worker.restarts,
+            uptime=monotonic() - worker.started_at,
+            memory=memory.get(worker.pid) if worker.pid is not None else None,
+            ring_waiting=self._ingress.waiting(index),
+            flows=row[Cell.TCP_ACTIVE] + row[Cell.UDP_ACTIVE],
+            tcp_active=row[Cell.TCP_ACTIVE],
+            tcp_opened=row[Cell.TCP_OPENED],
+            udp_active=row[Cell.UDP_ACTIVE],
+            udp_opened=row[Cell.UDP_OPENED],
+            connect_failed=row[Cell.CONNECT_FAILED],
+            packets_in=row[Cell.PACKETS_IN],
+            bytes_in=row[Cell.BYTES_IN],
+            packets_out=row[Cell.PACKETS_OUT],
+            bytes_out=row[Cell.BYTES_OUT],
+            tcp_retransmits=row[Cell.TCP_RETRANSMITS],
+            drops=_drops(row),
+        )
+
+    async def _measure_memory(self) -> dict[int, int]:
+        """Return the proportional set size, in bytes, of our processes by pid; measured in a thread, at most MEMORY_AGE old."""
+        now = monotonic()
+        if now >= self._memory_until:
+            self._memory_until = now + MEMORY_AGE
+            pids = [os.getpid(), *(worker.pid for worker in self._supervisor.workers if worker.pid is not None)]
+            sizes = await asyncio.to_thread(lambda: [_proportional_set_size(pid) for pid in pids])
+            self._memory = {pid: size for pid, size in zip(pids, sizes, strict=True) if size is not None}
+        return self._memory
+
+
+def _drops(row: Counters) -> dict[str, int]:
+    return {reason: row[cell] for cell, reason in DROPS.items() if row[cell]}
+
+
+def _tun_dropped(name: str) -> int:
+    """Packets the kernel dropped since the tun's queue was full: transmit drops in /proc/net/dev (of our namespace)."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        interface, colon, fields = line.partition(":")
+        if colon and interface.strip() == name:
+            return int(fields.split()[11])
+    return 0
+
+
+def _proportional_set_size(pid: int) -> int | None:
+    """Bytes of memory that a process takes, its share of shared pages included (proc(5)); None when we may not know."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
