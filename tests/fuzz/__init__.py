@@ -8,5 +8,5 @@ An episode is a few hundred inputs to one target (targets.py), all drawn from Ra
 seeds.py      packets as a kernel sends them, of every shape the code knows
 mutation.py   damages them
 world.py      a live stack with a relay that does as it likes; asserts what must hold whatever arrives
-targets.py    the other entry points: flow key, fragments, codecs of IP, TCP options and SOCKS5
+targets.py    the other entry points: flow key, fragments, codecs of IP, TCP options and SOCKS5, sniffers
 """

@@ -3,7 +3,7 @@
 It raises AssertionError, or whatever escapes from the code under test: nothing may but the documented exceptions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from random import Random
 
 from engine.flow import Fragment, Malformed, flow_key
@@ -12,6 +12,9 @@ from shared.wire import ip, socks5, tcp
 from tests.fuzz.mutation import mutated
 from tests.fuzz.seeds import DATAGRAMS, SEEDS
 from tests.fuzz.world import World
+from tests.support.quic import crypto, initial
+from tests.workers.sniff.captures import capture, every_capture
+from workers.sniff import SNIFFERS, DatagramSniffer, Incomplete, Result, sniff_stream
 
 __all__ = ["TARGETS"]
 
@@ -129,11 +132,45 @@ SOCKS_SEEDS = [
     for address in (b"\1\xcb\0\x71\x0a\0\x35", b"\4" + bytes(16) + b"\0\x35", b"\3\x0bexample.com\0\x35")
 ]
 
+
+def sniff(random: Random) -> int:
+    """The sniffers: what clients send, damaged, in pieces. QUIC is damaged within its encryption too."""
+    for _ in range(OTHER_INPUTS // 2):
+        data = bytes(mutated(random.choice(SNIFF_SEEDS), random))
+        wanted = SNIFFERS if random.random() < 0.5 else {random.choice(SNIFF_NAMES)}
+        for end in sorted((random.randrange(len(data) + 1), len(data))):
+            _check_sniffed(sniff_stream(data[:end], wanted), wanted)
+        sniffer = DatagramSniffer(wanted)
+        for _ in range(3):
+            datagram = data if random.random() < 0.3 else bytes(mutated(random.choice(SNIFF_SEEDS), random))
+            _check_sniffed(sniffer.feed(datagram), wanted)
+            _check_sniffed(sniffer.feed(initial(bytes(mutated(random.choice(QUIC_SEEDS), random)))), wanted)
+    return OTHER_INPUTS // 2 * 8
+
+
+def _check_sniffed(result: Result, wanted: Collection[str]) -> None:
+    sniffed = result.so_far if isinstance(result, Incomplete) else result
+    if sniffed is not None:
+        assert sniffed.protocol in wanted
+        assert sniffed.domain is None or (0 < len(sniffed.domain) <= 253 and sniffed.domain == sniffed.domain.lower())
+        assert sniffed.client is None or sniffed.client.isprintable()
+
+
+SNIFF_SEEDS = [capture(name) for name in every_capture()]
+SNIFF_NAMES = sorted(SNIFFERS)
+_HELLO = capture("tls-openssl")[5:]
+QUIC_SEEDS = [
+    crypto(0, _HELLO),
+    crypto(100, _HELLO[100:]) + b"\1\0\0\2\0\0\0\0" + crypto(0, _HELLO[:100]),
+    crypto(9, _HELLO[9:]),
+]
+
 TARGETS: dict[str, tuple[int, Callable[[Random], int]]] = {
     "stack": (6, stack),
     "flow_key": (3, flow),
     "fragments": (3, fragments),
     "codecs": (3, codecs),
     "socks5": (3, socks),
+    "sniff": (1, sniff),
 }
 """Name -> (weight, target)."""
