@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from engine.cli.discover import discovered_proxy
 from engine.cli.options import DEFAULT_RUN_DIR, FAILED, NOT_PERMITTED, USAGE, RunDir, Workers, cores, fail, need_root
 
 __all__ = ["start"]
@@ -13,7 +14,11 @@ MTU_MIN, MTU_MAX = 1280, 65535  # RFC 8200 (5); the largest IP packet
 
 def start(
     proxy: Annotated[
-        str | None, typer.Option("--proxy", help="socks5://[user:pass@]host:port, socks4://, socks4a:// or http://")
+        str | None,
+        typer.Option(
+            "--proxy",
+            help="socks5://[user:pass@]host:port, socks4://, socks4a:// or http://. [default: the one that is found here]",
+        ),
     ] = None,
     workers: Workers = None,
     interface: Annotated[str, typer.Option("--interface", help="Name of the tun. [default: tunN]")] = "",
@@ -41,15 +46,13 @@ def start(
     from engine.supervisor import WorkerFailed
     from engine.tun import TunError
 
-    if proxy is None:
-        fail(USAGE, "--proxy is missing: name your proxy, as in `engine start --proxy socks5://127.0.0.1:1080`")
     if metrics != "off":
         fail(
             USAGE,
             "--metrics: this version has no HTTP endpoint yet; leave the option out (`engine status` shows the counters)",
         )
     try:
-        proxy_config = parse_proxy_url(proxy)
+        proxy_config = parse_proxy_url(proxy) if proxy is not None else None
     except ProxyUrlError as error:
         fail(USAGE, str(error))
     need_root("engine start", "opens a tun device and changes routes")
@@ -64,7 +67,7 @@ def start(
         if netns is not None:
             enter_netns(netns)
         options = StartOptions(
-            proxy=resolve_proxy(proxy_config),
+            proxy=resolve_proxy(proxy_config or discovered_proxy("engine start")),
             workers=workers or cores(),
             interface=interface,
             mtu=mtu,

@@ -82,6 +82,9 @@ class ProcessTable(Protocol):
     def listener(self, address: bytes, port: int) -> Socket | None:
         """Return the TCP socket that a connection to `address` would reach: some microseconds."""
 
+    def listeners(self) -> list[Socket]:
+        """Return all listening TCP sockets: some hundred microseconds."""
+
     def connections(self, network: Network) -> list[Socket]:
         """Return all connected sockets. Call it in a thread."""
 

@@ -44,6 +44,10 @@ class LinuxProcessTable:
         """See ProcessTable.listener."""
         return self._quick.listener(address, port)
 
+    def listeners(self) -> list[Socket]:
+        """See ProcessTable.listeners."""
+        return self._quick.listeners()
+
     def connections(self, network: Network) -> list[Socket]:
         """See ProcessTable.connections."""
         return self._slow.connections(network)

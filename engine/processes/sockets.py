@@ -63,13 +63,19 @@ class SocketQueries:
         found = self._query(TCP, address, port, bytes(len(address)), 0)
         return found if found is not None and found.inode and not any(found.remote) else None
 
+    def listeners(self) -> list[Socket]:
+        """See ProcessTable.listeners."""
+        return self._all(TCP, State.LISTEN)
+
     def connections(self, network: Network) -> list[Socket]:
         """See ProcessTable.connections."""
-        states = State.ESTABLISHED | State.SYN_SENT
+        return self._all(_PROTOCOLS[network], State.ESTABLISHED | State.SYN_SENT)
+
+    def _all(self, protocol: int, states: int) -> list[Socket]:
         return [
             found
             for family in (AF_INET, AF_INET6)
-            for found in self._dump(family, _PROTOCOLS[network], states=states)
+            for found in self._dump(family, protocol, states=states)
             if found.inode
         ]
 

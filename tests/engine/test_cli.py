@@ -40,7 +40,6 @@ def assert_refused(result: subprocess.CompletedProcess[str], code: int, part: st
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ((), "--proxy is missing"),
         (("--proxy", "ftp://127.0.0.1:1080"), "'ftp' is not a kind of proxy"),
         (("--proxy", "socks5://127.0.0.1:99999"), "port must be a number"),
         (("--proxy", "socks5://[::1:1080"), "brackets"),
@@ -74,6 +73,16 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="looked at only after t
 def test_start_refuses_a_namespace_that_does_not_exist() -> None:
     result = engine("start", "--proxy", "127.0.0.1", "--netns", "tunloom-no-such-namespace")
     assert_refused(result, 2, "/run/netns/tunloom-no-such-namespace cannot be opened")
+
+
+@root_only
+def test_start_without_a_proxy_anywhere_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "socks_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    result = engine("start")
+    assert_refused(result, 2, "no proxy was found")
+    assert "engine start --proxy socks5://127.0.0.1:1080" in result.stderr
 
 
 @root_only

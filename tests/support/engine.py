@@ -61,15 +61,18 @@ class Engine:
 
 @contextmanager
 def running_engine(
-    client: Namespace, run_dir: Path, *options: str, proxy: str, workers: int = 2, netns_option: bool = False
+    client: Namespace, run_dir: Path, *options: str, proxy: str | None, workers: int = 2, netns_option: bool = False
 ) -> Iterator[Engine]:
     """Start the engine in `client` and wait until packets flow; afterwards the network must be as it was before.
+
+    `proxy` None: the engine looks for one by itself.
 
     It is stopped on the way out, and must exit 0, unless the test has ended it. `netns_option`: the engine is started
     outside, and enters by its option --netns.
     """
     before = client.snapshot()
-    start = ("start", "--proxy", proxy, "--workers", str(workers), "--run-dir", str(run_dir), *options)
+    named = () if proxy is None else ("--proxy", proxy)
+    start = ("start", *named, "--workers", str(workers), "--run-dir", str(run_dir), *options)
     if netns_option:
         service = Service("engine", [*ENGINE, *start, "--netns", client.name])
     else:

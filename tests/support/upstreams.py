@@ -156,11 +156,17 @@ def _dante(internet: Namespace, work: Path, method: str) -> AbstractContextManag
 
 
 @contextmanager
-def microsocks(internet: Namespace, work: Path) -> Iterator[str]:
-    """Microsocks with a password: IPv4 and IPv6, no UDP."""
-    program = needs("microsocks", "microsocks")
-    with _daemon(internet, [program, "-i", PROXY_V4, "-p", str(PORT), "-u", USER, "-P", PASSWORD]):
-        yield f"socks5://{CREDENTIALS}@{PROXY_V4}:{PORT}"
+def microsocks(
+    internet: Namespace, work: Path, *, host: str = PROXY_V4, port: int = PORT, open_to_all: bool = False, uid: int = 0
+) -> Iterator[str]:
+    """Microsocks with a password unless `open_to_all`: IPv4 and IPv6, no UDP. It runs as `uid`."""
+    command = [needs("microsocks", "microsocks"), "-i", host, "-p", str(port)]
+    if not open_to_all:
+        command += ["-u", USER, "-P", PASSWORD]
+    if uid:
+        command = [needs("setpriv", "util-linux"), "--reuid", str(uid), "--clear-groups", *command]
+    with _daemon(internet, command, host=host, port=port):
+        yield f"socks5://{'' if open_to_all else f'{CREDENTIALS}@'}{host}:{port}"
 
 
 # ssh -D: no UDP
@@ -195,10 +201,10 @@ def openssh(internet: Namespace, work: Path) -> Iterator[str]:
 
 
 @contextmanager
-def v2ray(internet: Namespace, work: Path) -> Iterator[str]:
+def v2ray(internet: Namespace, work: Path, *, host: str = PROXY_V4, port: int = PORT) -> Iterator[str]:
     """V2Ray with a socks inbound that relays UDP. It says that a connection succeeded before it has tried."""
-    with _v2ray(internet, work, udp=True):
-        yield f"socks5://{PROXY_V4}:{PORT}"
+    with _v2ray(internet, work, udp=True, host=host, port=port):
+        yield f"socks5://{host}:{port}"
 
 
 @contextmanager
@@ -208,16 +214,18 @@ def v2ray_without_udp(internet: Namespace, work: Path) -> Iterator[str]:
         yield f"socks5://{PROXY_V4}:{PORT}"
 
 
-def _v2ray(internet: Namespace, work: Path, *, udp: bool) -> AbstractContextManager[None]:
-    settings = {"auth": "noauth", "udp": udp, "ip": PROXY_V4}
+def _v2ray(
+    internet: Namespace, work: Path, *, udp: bool, host: str = PROXY_V4, port: int = PORT
+) -> AbstractContextManager[None]:
+    settings = {"auth": "noauth", "udp": udp, "ip": host}
     config = {
         "log": {"loglevel": "warning"},
-        "inbounds": [{"listen": PROXY_V4, "port": PORT, "protocol": "socks", "settings": settings}],
+        "inbounds": [{"listen": host, "port": port, "protocol": "socks", "settings": settings}],
         "outbounds": [{"protocol": "freedom"}],
     }
-    path = work / "v2ray.json"
+    path = work / f"v2ray-{port}.json"
     path.write_bytes(msgspec.json.encode(config))
-    return _daemon(internet, [needs("v2ray", "v2ray"), "-config", str(path)])
+    return _daemon(internet, [needs("v2ray", "v2ray"), "-config", str(path)], host=host, port=port)
 
 
 _TINYPROXY = """
