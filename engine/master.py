@@ -27,9 +27,10 @@ from engine.netconf.plan import build_plan
 from engine.notify import notify
 from engine.requests import Reply, Request, Stop
 from engine.run_dir import lock_run_dir
-from engine.supervisor import Supervisor
+from engine.supervisor import Report, Supervisor
 from engine.tun import Offload, TunDevice, open_tun
 from shared.config import Policy, ProxyConfig, ProxyOutbound, StackConfig, WorkerConfig
+from shared.control import UdpSupport
 from shared.pool import Pool, PoolLayout
 
 __all__ = ["EngineFailed", "StartOptions", "run_engine"]
@@ -176,7 +177,7 @@ class _Master:
             log_level=options.log_level,
             log_format=options.log_format,
         )
-        self.supervisor = Supervisor(config, pool=self.pool, tun_fd=self.tun.fd, on_udp_support=self._on_udp_support)
+        self.supervisor = Supervisor(config, pool=self.pool, tun_fd=self.tun.fd, on_report=self._on_report)
         undo.push_async_callback(self.supervisor.stop)
         await self.supervisor.start()
 
@@ -221,7 +222,11 @@ class _Master:
         self.failure = EngineFailed(f"the interface {self.tun.name} is gone ({error.strerror}): somebody deleted it")
         self.stopped.set()
 
-    def _on_udp_support(self, worker: int, supported: bool, reason: str) -> None:
+    def _on_report(self, worker: int, report: Report) -> None:
+        if isinstance(report, UdpSupport):
+            self._on_udp_support(report.supported, report.reason)
+
+    def _on_udp_support(self, supported: bool, reason: str) -> None:
         state = "yes" if supported else f"no: {reason}"
         if state != self.udp:
             self.udp = state

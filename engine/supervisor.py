@@ -17,17 +17,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from time import monotonic
 
 import msgspec
 
 from engine.ingress import Ingress, Shard
 from shared import control
-from shared.config import WorkerConfig
+from shared.channel import Channel, channel_to_worker, send_now
+from shared.config import Policy, WorkerConfig
 from shared.metrics import end_gauges
 from shared.pool import Pool
 
-__all__ = ["Supervisor", "WorkerFailed", "WorkerState"]
+__all__ = ["Report", "Supervisor", "WorkerFailed", "WorkerState"]
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +70,11 @@ class _Worker:
         self.doorbell = doorbell
         self.state = WorkerState.STOPPED
         self.process: subprocess.Popen[bytes] | None = None
-        self.channel: socket.socket | None = None
+        self.channel: Channel[control.FromWorker] | None = None
         self.pidfd = -1
         self.started_at = 0.0
         self.restarts = 0
         self.deaths_in_a_row = 0
-        self.udp_supported: bool | None = None
         self.ready: asyncio.Future[None] | None = None
         self.exited = asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
@@ -88,16 +89,31 @@ class _Worker:
         self.state = state
 
 
+Report = (
+    control.Reloaded
+    | control.UdpSupport
+    | control.FindProcess
+    | control.Measured
+    | control.Used
+    | control.Flows
+    | control.Delay
+)
+"""What workers say beside how they themselves stand."""
+
+
 class Supervisor:
-    """Owns the worker processes of a run. `config` is worker 0's; the others get theirs with another index."""
+    """Owns the worker processes of a run. `config` is worker 0's; the others get theirs with another index.
+
+    `on_report` is given the number of a worker and what it says.
+    """
 
     def __init__(
-        self, config: WorkerConfig, *, pool: Pool, tun_fd: int, on_udp_support: Callable[[int, bool, str], None]
+        self, config: WorkerConfig, *, pool: Pool, tun_fd: int, on_report: Callable[[int, Report], None]
     ) -> None:
         self._config = config
         self._pool = pool
         self._tun_fd = tun_fd
-        self._on_udp_support = on_udp_support
+        self._on_report = on_report
         self._loop = asyncio.get_running_loop()
         self.ingress: Ingress | None = None
         self.workers = [_Worker(i, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)) for i in range(config.workers)]
@@ -105,6 +121,19 @@ class Supervisor:
     def shard(self, index: int) -> Shard:
         """The master's ends of worker `index`; take it once per incarnation."""
         return Shard(self._pool.ring(index), self._pool.free_ring(index), self.workers[index].doorbell)
+
+    def send(self, index: int, message: control.FromMaster) -> bool:
+        """Tell one worker something. False: it is not running, or does not listen."""
+        channel = self.workers[index].channel
+        return channel is not None and channel.send(message)
+
+    def send_all(self, message: control.FromMaster) -> list[int]:
+        """Tell every worker that is running; return their numbers."""
+        return [worker.index for worker in self.workers if self.send(worker.index, message)]
+
+    def set_policy(self, policy: Policy) -> None:
+        """Workers that are started from now on get this policy; those that run are told by Reload."""
+        self._config = msgspec.structs.replace(self._config, policy=policy)
 
     async def start(self) -> None:
         """Start every worker and wait until all serve. Raises WorkerFailed."""
@@ -150,10 +179,7 @@ class Supervisor:
 
     def _send_stop(self, worker: _Worker) -> None:
         assert worker.channel is not None
-        try:
-            worker.channel.send(control.encode(control.Stop()))
-        except OSError:
-            pass  # it is dying by itself; its pidfd will tell
+        worker.channel.send(control.Stop())  # one that cannot be told is dying by itself: its pidfd will tell
 
     # life of one incarnation
 
@@ -165,7 +191,7 @@ class Supervisor:
         worker.exited.clear()
         worker.started_at = monotonic()
         # Before the process exists: one that dies at once would make this fail with EPIPE.
-        ours.send(control.encode(control.Configure(msgspec.structs.replace(self._config, index=worker.index))))
+        send_now(ours, control.Configure(msgspec.structs.replace(self._config, index=worker.index)))
         try:
             # -P: never import from the directory the user happens to stand in.
             worker.process = subprocess.Popen(
@@ -180,22 +206,12 @@ class Supervisor:
             raise
         finally:
             theirs.close()
-        worker.channel = ours
-        ours.setblocking(False)
-        self._loop.add_reader(ours.fileno(), self._on_message, worker)
+        # The end of the channel is of no interest: the process's is told by the pidfd.
+        worker.channel = channel_to_worker(self._loop, ours, partial(self._on_message, worker), lambda: None)
         worker.pidfd = os.pidfd_open(worker.process.pid)
         self._loop.add_reader(worker.pidfd, self._on_exit, worker)
 
-    def _on_message(self, worker: _Worker) -> None:
-        assert worker.channel is not None
-        try:
-            data = worker.channel.recv(control.MESSAGE_MAX)
-        except (BlockingIOError, ConnectionResetError):
-            return
-        if not data:
-            self._loop.remove_reader(worker.channel.fileno())  # its death is told by the pidfd
-            return
-        message = control.decode_from_worker(data)
+    def _on_message(self, worker: _Worker, message: control.FromWorker) -> None:
         if isinstance(message, control.Ready):
             if worker.state is not WorkerState.STARTING:
                 return  # it crossed our Stop
@@ -203,9 +219,8 @@ class Supervisor:
             log.info("worker %d serves (pid %d)", worker.index, message.pid)
             if worker.ready is not None and not worker.ready.done():
                 worker.ready.set_result(None)
-        elif isinstance(message, control.UdpSupport):
-            worker.udp_supported = message.supported
-            self._on_udp_support(worker.index, message.supported, message.reason)
+        elif not isinstance(message, control.Failed):
+            self._on_report(worker.index, message)
         elif worker.ready is not None and not worker.ready.done():
             worker.ready.set_exception(WorkerFailed(f"worker {worker.index} cannot start: {message.reason}"))
         else:
@@ -215,9 +230,8 @@ class Supervisor:
         """The process is dead: reap it, and either finish stopping or start its successor."""
         process, channel = worker.process, worker.channel
         assert process is not None and channel is not None
-        self._on_message_left(worker)
+        channel.read_left()  # a reason for failing
         self._loop.remove_reader(worker.pidfd)
-        self._loop.remove_reader(channel.fileno())
         os.close(worker.pidfd)
         channel.close()
         code = process.wait()
@@ -232,11 +246,6 @@ class Supervisor:
             worker.ready.set_exception(WorkerFailed(f"worker {worker.index} {how} before it was ready"))
             return
         self._schedule_restart(worker, how)
-
-    def _on_message_left(self, worker: _Worker) -> None:
-        """A reason for failing may still be in the channel."""
-        if worker.state is WorkerState.STARTING:
-            self._on_message(worker)
 
     def _schedule_restart(self, worker: _Worker, how: str) -> None:
         if monotonic() - worker.started_at > STABLE_AFTER:

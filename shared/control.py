@@ -1,48 +1,208 @@
-"""Messages on the master <-> worker socket, and on the control socket of a running engine (RUN_DIR/control.sock).
+"""Messages between the master and a worker: msgpack, one message a datagram (shared/channel.py carries them).
 
-Master <-> worker is a SOCK_SEQPACKET pair: one message, one datagram, msgpack. The control socket is a stream of JSON
-lines, one request and one reply a connection, so that `socat` can speak to it too.
+start      Configure -> Ready | Failed          reload   Reload -> Reloaded
+routing    FindProcess -> ProcessFound          groups   Select, Used; Measured, Used
+views      ListFlows -> Flows ...; CloseFlow    TestDelay -> Delay
+end        Stop
 """
+
+from typing import Literal
 
 import msgspec
 
-from shared.config import WorkerConfig
+from shared.config import Policy, WorkerConfig
+from shared.process import ProcessInfo
 
-__all__ = ["Configure", "Failed", "Ready", "Stop", "decode_from_master", "decode_from_worker", "encode"]
+__all__ = [
+    "CloseFlow",
+    "Configure",
+    "Delay",
+    "Failed",
+    "FindProcess",
+    "FlowView",
+    "Flows",
+    "FromMaster",
+    "FromWorker",
+    "ListFlows",
+    "Measured",
+    "Message",
+    "ProcessFound",
+    "Ready",
+    "Reload",
+    "Reloaded",
+    "Select",
+    "Stop",
+    "TestDelay",
+    "UdpSupport",
+    "Used",
+    "decode_from_master",
+    "decode_from_worker",
+    "encode",
+]
 
-MESSAGE_MAX = 64 * 1024
-"""Bytes of the largest message."""
+# master -> worker
 
 
 class Configure(msgspec.Struct, tag="configure", frozen=True):
-    """Master -> worker, once, first: everything beside the inherited descriptors."""
+    """Once, first: everything beside the inherited descriptors."""
 
     config: WorkerConfig
 
 
 class Stop(msgspec.Struct, tag="stop", frozen=True):
-    """Master -> worker: reset the flows and exit 0."""
+    """Reset the flows and exit 0."""
+
+
+class Reload(msgspec.Struct, tag="reload", frozen=True):
+    """From now on new flows follow this policy; those that are there keep their outbound. Answered by Reloaded."""
+
+    id: int
+    policy: Policy
+
+
+class ProcessFound(msgspec.Struct, tag="process_found", frozen=True):
+    """Answers FindProcess."""
+
+    id: int
+    process: ProcessInfo
+    direct: bool = False
+    """The flow is the local proxy's own: it goes out directly, whatever the rules say."""
+
+
+class Select(msgspec.Struct, tag="select", frozen=True):
+    """Group `group` uses `member` from now on: the user's choice (selector) or what was measured elsewhere (urltest)."""
+
+    group: str
+    member: str
+
+
+class ListFlows(msgspec.Struct, tag="list_flows", frozen=True):
+    """Answered by Flows, in as many messages as it takes."""
+
+    id: int
+
+
+class CloseFlow(msgspec.Struct, tag="close_flow", frozen=True):
+    """Reset a flow (FlowView.id), or all of them."""
+
+    flow: int | None = None
+
+
+class TestDelay(msgspec.Struct, tag="test_delay", frozen=True):
+    """Fetch `url` through an outbound. Answered by Delay."""
+
+    id: int
+    outbound: str
+    url: str
+    timeout: float
+
+
+# worker -> master
 
 
 class Ready(msgspec.Struct, tag="ready", frozen=True):
-    """Worker -> master: the rings are being served."""
+    """The rings are being served."""
 
     pid: int
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
-    """Worker -> master: it cannot start; one sentence for the user."""
+    """It cannot start; one sentence for the user."""
 
     reason: str
+
+
+class Reloaded(msgspec.Struct, tag="reloaded", frozen=True):
+    """Answers Reload. With an error the policy before it stays in force."""
+
+    id: int
+    error: str | None = None
 
 
 class UdpSupport(msgspec.Struct, tag="udp_support", frozen=True):
-    """Worker -> master: whether the upstream relays UDP, as the last association showed."""
+    """Whether an upstream relays UDP, as the last association showed."""
 
     supported: bool
     reason: str
+    outbound: str = ""
 
+
+class FindProcess(msgspec.Struct, tag="find_process", frozen=True):
+    """Whose flow is this? Addresses are packed, as the application's packets have them. Answered by ProcessFound."""
+
+    id: int
+    network: Literal["tcp", "udp"]
+    source: bytes
+    source_port: int
+    destination: bytes
+    destination_port: int
+
+
+class Measured(msgspec.Struct, tag="measured", frozen=True):
+    """A urltest group was tested, by the one worker that does so (index 0); the master tells the others by Select."""
+
+    group: str
+    member: str
+    """The one that is used now."""
+    delays: dict[str, float | None]
+    """Seconds that each member took; None: it failed."""
+
+
+class Used(msgspec.Struct, tag="used", frozen=True):
+    """A flow took this urltest group, so its tests are worth their traffic; passed on by the master to worker 0."""
+
+    group: str
+
+
+class FlowView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One live flow as views show it."""
+
+    id: int
+    """Unique within the worker's life."""
+    network: Literal["tcp", "udp"]
+    source: str
+    source_port: int
+    destination: str
+    """Address as the application's packets have it."""
+    destination_port: int
+    name: str | None = None
+    """Name of the destination, where one is known."""
+    protocol: str | None = None
+    process: ProcessInfo | None = None
+    rule: str = ""
+    """Where the rule stands that took the flow; empty: none did, the final outbound took it."""
+    chain: tuple[str, ...] = ()
+    """Tags of the outbounds it goes through, groups first."""
+    up: int = 0
+    """Bytes of payload from the application."""
+    down: int = 0
+    started_at: float
+    """Unix time."""
+    state: str = ""
+
+
+class Flows(msgspec.Struct, tag="flows", frozen=True):
+    """Answers ListFlows, in parts."""
+
+    id: int
+    flows: tuple[FlowView, ...]
+    last: bool
+
+
+class Delay(msgspec.Struct, tag="delay", frozen=True):
+    """Answers TestDelay."""
+
+    id: int
+    seconds: float | None
+    error: str = ""
+
+
+FromMaster = (
+    Configure | Stop | Reload | ProcessFound | Select | ListFlows | CloseFlow | TestDelay | Used
+)  # Used: passed on to worker 0
+FromWorker = Ready | Failed | Reloaded | UdpSupport | FindProcess | Measured | Used | Flows | Delay
+Message = FromMaster | FromWorker
 
 encode = msgspec.msgpack.Encoder().encode
-decode_from_master = msgspec.msgpack.Decoder(Configure | Stop).decode
-decode_from_worker = msgspec.msgpack.Decoder(Ready | Failed | UdpSupport).decode
+decode_from_master = msgspec.msgpack.Decoder(FromMaster).decode
+decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode

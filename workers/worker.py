@@ -16,6 +16,7 @@ from time import monotonic
 import uvloop
 
 from shared import control
+from shared.channel import channel_to_master, receive_from_master, send_now
 from shared.config import WorkerConfig
 from shared.log import configure_logging
 from shared.pool import Pool, PoolLayout
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 def run(control_fd: int, pool_fd: int, tun_fd: int, doorbell: int, master_pid: int) -> int:
     """Serve until told to stop; returns the exit code."""
     channel = socket.socket(fileno=control_fd)
-    message = control.decode_from_master(channel.recv(control.MESSAGE_MAX))
+    message = receive_from_master(channel)
     assert isinstance(message, control.Configure), "the first message configures the worker"
     config = message.config
     configure_logging(config.log_level, config.log_format, name=f"worker {config.index}")
@@ -42,7 +43,7 @@ def run(control_fd: int, pool_fd: int, tun_fd: int, doorbell: int, master_pid: i
     try:
         drop_privileges(config.uid)
     except OSError as error:
-        channel.send(control.encode(control.Failed(f"cannot become uid {config.uid}: {error.strerror}")))
+        send_now(channel, control.Failed(f"cannot become uid {config.uid}: {error.strerror}"))
         return 1
     if os.getppid() != master_pid:  # it died before PR_SET_PDEATHSIG was in force
         return 1
@@ -54,14 +55,20 @@ def run(control_fd: int, pool_fd: int, tun_fd: int, doorbell: int, master_pid: i
     return 0
 
 
-async def _serve(config: WorkerConfig, channel: socket.socket, pool: Pool, tun_fd: int, doorbell: int) -> None:
+async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool, tun_fd: int, doorbell: int) -> None:
     loop = asyncio.get_running_loop()
     counters = pool.counters[config.index]
     stopped = asyncio.Event()
-    channel.setblocking(False)
+
+    def on_control(message: control.FromMaster) -> None:
+        if isinstance(message, control.Stop):
+            stopped.set()
+
+    # The end of the channel is the end of the master.
+    channel = channel_to_master(loop, control_socket, on_control, stopped.set)
 
     def on_udp_support(supported: bool, reason: str) -> None:
-        channel.send(control.encode(control.UdpSupport(supported, reason)))
+        channel.send(control.UdpSupport(supported, reason))
 
     link = Link(
         loop,
@@ -85,21 +92,11 @@ async def _serve(config: WorkerConfig, channel: socket.socket, pool: Pool, tun_f
     relay.stack = stack
     link.stack = stack
 
-    def on_control() -> None:
-        try:
-            data = channel.recv(control.MESSAGE_MAX)
-        except BlockingIOError:
-            return
-        if not data or isinstance(control.decode_from_master(data), control.Stop):
-            stopped.set()
-
-    loop.add_reader(channel.fileno(), on_control)
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     link.start()
-    channel.send(control.encode(control.Ready(os.getpid())))
+    channel.send(control.Ready(os.getpid()))
     await stopped.wait()
 
-    loop.remove_reader(channel.fileno())
     link.close()
     stack.close(monotonic())
     relay.close()

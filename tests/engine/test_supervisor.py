@@ -54,7 +54,7 @@ class Bed:
         self.network, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.tun.setblocking(False)
         self.supervisor = Supervisor(
-            config, pool=self.pool, tun_fd=self.tun.fileno(), on_udp_support=lambda worker, supported, reason: None
+            config, pool=self.pool, tun_fd=self.tun.fileno(), on_report=lambda worker, report: None
         )
         self.ingress: Ingress | None = None
 

@@ -40,14 +40,6 @@ def test_message_of_the_wrong_direction_is_refused() -> None:
         control.decode_from_worker(control.encode(control.Stop()))
 
 
-def test_largest_configuration_fits_one_message() -> None:
-    proxy = msgspec.structs.replace(
-        PROXY, host="h" * 253, username="u" * 255, password="p" * 255, addresses=("2001:db8::1234:5678",) * 64
-    )
-    config = msgspec.structs.replace(CONFIG, policy=Policy(outbounds=(ProxyOutbound(tag="proxy", proxy=proxy),)))
-    assert len(control.encode(control.Configure(config))) <= control.MESSAGE_MAX
-
-
 @pytest.mark.parametrize("show", [repr, str, lambda value: f"{value}", lambda value: f"{value!r}"])
 @pytest.mark.parametrize("value", [PROXY, CONFIG, control.Configure(CONFIG)])
 def test_password_is_never_shown(show: object, value: object) -> None:
