@@ -67,6 +67,7 @@ class Inspector:
             tun_dropped=_tun_dropped(self._tun.name),
             pool_slots=self._pool.layout.slots,
             pool_free=self._ingress.free_slots,
+            kill_switch=self._network.kill_switch,
             guardian_pid=guardian.pid,
             guardian_restarts=guardian.restarts,
             workers=[self._worker_status(i, memory) for i in range(self._pool.layout.workers)],

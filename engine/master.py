@@ -69,6 +69,8 @@ class StartOptions:
     mtu: int
     auto_route: bool
     offload: Offload
+    kill_switch: bool = False
+    """Let nothing out but through the tun, to the LAN and by the engine itself, also after a crash."""
     run_dir: Path
     log_level: str
     log_format: Literal["text", "json"]
@@ -119,7 +121,7 @@ class _Master:
         undo.callback(self.pool.close)
         network = self.network = Network(options.run_dir)
         await network.start_guardian()
-        undo.push_async_callback(network.restore)
+        undo.push_async_exit(self._restore_network)
 
         await self._start_workers(layout, undo)
         remarks = await network.apply(
@@ -131,6 +133,7 @@ class _Master:
                 upstreams=options.proxy.addresses,
                 own_uid=WORKER_UID,
                 own_mark=FWMARK,
+                kill_switch=options.kill_switch,
             )
         )
         for remark in remarks:
@@ -160,6 +163,10 @@ class _Master:
         log.info("stopping")
         if self.failure is not None:
             raise self.failure
+
+    async def _restore_network(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """An engine that fails is still meant to be up: its kill switch stays closed."""
+        await self.network.restore(hold=kind is not None)
 
     async def _start_workers(self, layout: PoolLayout, undo: AsyncExitStack) -> None:
         options = self.options

@@ -73,6 +73,8 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     """Packets that the kernel dropped because the tun's queue was full."""
     pool_slots: int
     pool_free: int
+    kill_switch: bool
+    """Nothing gets out past the tun, and will not after a crash."""
     guardian_pid: int | None
     """None while one that died is replaced."""
     guardian_restarts: int

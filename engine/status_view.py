@@ -22,7 +22,8 @@ def print_status(status: EngineStatus) -> None:
         f"{status.pool_free} of {status.pool_slots} slots free; "
         f"dropped: {_drops({'tun_queue_full': status.tun_dropped} | status.drops)}\n"
         f"guardian: {f'pid {status.guardian_pid}' if status.guardian_pid else '[red]none[/]'}, "
-        f"{status.guardian_restarts} restarts; memory: {_memory(status)}"
+        f"{status.guardian_restarts} restarts; kill switch: {'closed' if status.kill_switch else 'not used'}; "
+        f"memory: {_memory(status)}"
     )
     table = Table(box=None, padding=(0, 1, 0, 0))
     for title in ("#", "pid", "state", "restarts", "TCP", "UDP", "in", "out", "dropped"):

@@ -26,6 +26,13 @@ def start(
     no_auto_route: Annotated[
         bool, typer.Option("--no-auto-route", help="Open the tun, but leave routes and rules to you.")
     ] = False,
+    kill_switch: Annotated[
+        bool,
+        typer.Option(
+            "--kill-switch",
+            help="Let nothing out but through the tun, to the LAN and by the engine itself, also after a crash.",
+        ),
+    ] = False,
     offload: Annotated[
         Literal["auto", "uso", "tso", "csum", "none", "no-header"],
         typer.Option("--offload", help="The most that is asked of the kernel."),
@@ -55,6 +62,8 @@ def start(
         proxy_config = parse_proxy_url(proxy) if proxy is not None else None
     except ProxyUrlError as error:
         fail(USAGE, str(error))
+    if kill_switch and no_auto_route:
+        fail(USAGE, "--kill-switch needs the routes: leave --no-auto-route out")
     need_root("engine start", "opens a tun device and changes routes")
 
     import uvloop
@@ -73,6 +82,7 @@ def start(
             mtu=mtu,
             auto_route=not no_auto_route,
             offload=offload,
+            kill_switch=kill_switch,
             run_dir=run_dir.absolute(),
             log_level=log_level,
             log_format=log_format,
