@@ -119,7 +119,7 @@ class _Master:
         layout = PoolLayout(options.workers, SLOTS, RING_ENTRIES)
         self.pool = Pool.create(layout)
         undo.callback(self.pool.close)
-        network = self.network = Network(options.run_dir)
+        network = self.network = Network(options.run_dir, on_gone=self._on_tun_gone)
         await network.start_guardian()
         undo.push_async_exit(self._restore_network)
 
@@ -207,7 +207,7 @@ class _Master:
             self.ingress.read_batch()
         except OSError as error:
             if error.errno != errno.EIO:  # EIO: the interface is down; it may come up again
-                self._on_tun_gone(error)
+                self._on_tun_gone()
             return
         self._looks_left = LOOKS
         if not self._looking:
@@ -224,9 +224,10 @@ class _Master:
         self._looks_left -= 1
         self.loop.call_soon(self._look)
 
-    def _on_tun_gone(self, error: OSError) -> None:
+    def _on_tun_gone(self) -> None:
+        """Told by reading, and by netlink: libuv looks no more at a descriptor whose first error a read did not show."""
         self.loop.remove_reader(self.tun.fd)
-        self.failure = EngineFailed(f"the interface {self.tun.name} is gone ({error.strerror}): somebody deleted it")
+        self.failure = EngineFailed(f"the interface {self.tun.name} is gone: somebody deleted it")
         self.stopped.set()
 
     def _on_report(self, worker: int, report: Report) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -26,11 +26,12 @@ class Network:
 
     Call `start_guardian`, then `apply`, then `restore`. When the process dies in between, however it dies, the guardian
     restores the network; when the guardian dies, another takes its place. When somebody sets the tun down and up again, the
-    changes that this undid are made again.
+    changes that this undid are made again; when somebody deletes it, `on_gone` is called.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, on_gone: Callable[[], None] = lambda: None) -> None:
         self.run_dir = run_dir
+        self._on_gone = on_gone
         self.guardian = GuardianKeeper(run_dir)
         self._watch: LinkWatch | None = None
         self.link_up = True
@@ -54,7 +55,9 @@ class Network:
         self.kill_switch = plan.kill_switch
         remarks = await _run_helper("apply", self.run_dir, guard_fd=self.guardian.life_read, plan=plan)
         try:
-            self._watch = LinkWatch(asyncio.get_running_loop(), plan.interface, self._on_link)
+            self._watch = LinkWatch(
+                asyncio.get_running_loop(), plan.interface, on_change=self._on_link, on_gone=self._on_gone
+            )
         except OSError as error:
             raise NetworkError(f"The interface {plan.interface} cannot be watched: {error.strerror}.") from error
         return remarks
