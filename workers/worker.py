@@ -91,6 +91,7 @@ async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool
     )
     relay.stack = stack
     link.stack = stack
+    stack.timers.on_earlier = link.rearm
 
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     link.start()
