@@ -55,8 +55,12 @@ def _sum(workers: list[WorkerStatus], field: str) -> int:
 
 
 def _memory(status: EngineStatus) -> str:
-    """The master's, and that of each worker."""
-    sizes = (status.memory, *(worker.memory for worker in status.workers))
+    """The master's, that of the HTTP process if there is one, and that of each worker."""
+    sizes = [
+        status.memory,
+        *([status.http_memory] if status.http_pid else []),
+        *(worker.memory for worker in status.workers),
+    ]
     return " + ".join("?" if size is None else _bytes(size) for size in sizes)
 
 
