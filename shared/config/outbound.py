@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from shared.config.route import Strategy
+
 __all__ = [
     "BlockOutbound",
     "DialConfig",
@@ -51,6 +53,11 @@ class DialConfig(msgspec.Struct, frozen=True, kw_only=True):
     """SO_MARK; workers keep CAP_NET_ADMIN when any outbound has one."""
     connect_timeout: float = 10.0
     """Seconds for a connection to be made, and again for a proxy to answer a CONNECT."""
+    domain_resolver: str | None = None
+    """Direct outbounds: tag of the DNS server that finds the addresses of a destination that is a name; None:
+    RouteConfig.default_domain_resolver."""
+    strategy: Strategy | None = None
+    """Direct outbounds: which of those addresses are tried; None: that of the DNS service."""
 
 
 class ProxyOutbound(msgspec.Struct, frozen=True, kw_only=True, tag="proxy"):

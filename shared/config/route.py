@@ -81,6 +81,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True, tag="route"):
     """Final: take this outbound."""
 
     outbound: str
+    options: "RouteOptions | None" = None
+    """What is changed of the flow before it leaves."""
 
 
 class Reject(msgspec.Struct, frozen=True, kw_only=True, tag="reject"):
