@@ -3,9 +3,12 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from engine.config.model import EngineConfig
 
 __all__ = [
     "DEFAULT_RUN_DIR",
@@ -13,10 +16,12 @@ __all__ = [
     "NOT_PERMITTED",
     "USAGE",
     "AsJson",
+    "ConfigFiles",
     "RunDir",
     "Workers",
     "cores",
     "fail",
+    "load_files",
     "need_root",
 ]
 
@@ -29,6 +34,31 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, max=WORKERS_MAX, help="Worker processes. [default: cores]")
 ]
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "-c", "--config", help="Configuration file, or a directory of *.json files; several are merged in their order."
+    ),
+]
+
+
+def load_files(paths: list[Path]) -> "EngineConfig":
+    """Return the configuration that files describe, after its warnings were printed; exit 2 with all of its errors."""
+    from engine.config.load import expand, load
+    from engine.config.problems import ConfigError
+
+    try:
+        config = load(expand(paths))
+    except OSError as error:
+        fail(USAGE, f"-c {error.filename}: {error.strerror}")
+    except ConfigError as error:
+        for line in sorted((*error.errors, *error.warnings)):
+            print(line, file=sys.stderr)
+        count = len(error.errors)
+        fail(USAGE, f"{count} error{'s' if count > 1 else ''}: the configuration cannot be used")
+    for warning in config.warnings:
+        print(warning, file=sys.stderr)
+    return config
 
 
 def cores() -> int:

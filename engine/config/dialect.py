@@ -13,12 +13,16 @@ from array import array
 from json.decoder import JSONDecodeError, scanstring  # type: ignore[attr-defined]  # undocumented, and what json itself uses
 from typing import Any
 
-__all__ = ["Array", "DialectError", "Object", "decode_text", "parse", "position", "value_at"]
+__all__ = ["Array", "DialectError", "Object", "Path", "decode_text", "parse", "position", "tags_in", "value_at"]
 
 DEPTH_MAX = 200
 """Objects and lists within one another. The deepest real file has about ten levels."""
 NUMBER_MAX = 400
 """Characters of a number: more than any double needs, and less than Python refuses to convert (4300 digits)."""
+
+
+Path = tuple[str | int, ...]
+"""Keys and indices from the root of a tree."""
 
 
 class DialectError(Exception):
@@ -68,7 +72,7 @@ class Array(list[Any]):
         self.item_at.append(at)
 
 
-def position(tree: Any, path: tuple[str | int, ...], *, of_key: bool = False) -> int:
+def position(tree: Any, path: Path, *, of_key: bool = False) -> int:
     """Return where the value at `path` stands (or its key), or the deepest of its parents that exists."""
     at = tree.at if isinstance(tree, Object | Array) else 0
     for index, step in enumerate(path):
@@ -83,7 +87,7 @@ def position(tree: Any, path: tuple[str | int, ...], *, of_key: bool = False) ->
     return at
 
 
-def value_at(tree: Any, path: tuple[str | int, ...]) -> Any:
+def value_at(tree: Any, path: Path) -> Any:
     """Return the value at `path`, or None."""
     for step in path:
         if isinstance(tree, Array):
@@ -91,6 +95,13 @@ def value_at(tree: Any, path: tuple[str | int, ...]) -> Any:
         else:
             tree = tree.get(str(step)) if isinstance(tree, Object) else None
     return tree
+
+
+def tags_in(tree: Any, *path: str) -> frozenset[str]:
+    """Return the values of `tag` of the objects in the list at `path`."""
+    items = value_at(tree, path)
+    tags = (item.get("tag") for item in items if isinstance(item, Object)) if isinstance(items, Array) else ()
+    return frozenset(tag for tag in tags if isinstance(tag, str))
 
 
 def decode_text(data: bytes) -> str:

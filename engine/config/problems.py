@@ -6,14 +6,13 @@ which file each value comes from.
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-__all__ = ["ConfigError", "Place", "Problem", "Problems", "Sources", "printable_path"]
+from engine.config.dialect import Path, position
 
-Path = tuple[str | int, ...]
-"""Keys and indices from the root of a file."""
+__all__ = ["ConfigError", "Place", "Problem", "Problems", "Report", "Sources", "printable_path"]
 
 
 class Place(NamedTuple):
@@ -111,6 +110,26 @@ class Problems:
         """Raise ConfigError when there is any error."""
         if self.errors:
             raise ConfigError(self.errors, self.warnings)
+
+
+class Report:
+    """Problems of one tree, told by the key path at which they are."""
+
+    def __init__(self, problems: Problems, tree: Any) -> None:
+        self.problems = problems
+        self.tree = tree
+
+    def error(self, path: Path, sentence: str, *, of_key: bool = False) -> None:
+        """Note something that must be mended, at the value of `path` (or its key)."""
+        self.problems.error(position(self.tree, path, of_key=of_key), sentence, path)
+
+    def warning(self, path: Path, sentence: str, *, of_key: bool = False) -> None:
+        """Note something that the user should know, at the value of `path` (or its key)."""
+        self.problems.warning(position(self.tree, path, of_key=of_key), sentence, path)
+
+    def origin(self, path: Path) -> str:
+        """Return where the value at `path` stands, as in `config.json:41:7`."""
+        return str(self.problems.sources.place(position(self.tree, path)))
 
 
 class ConfigError(Exception):

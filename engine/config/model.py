@@ -1,0 +1,103 @@
+"""What the engine runs on: the user's file, complete and checked. Everything a worker needs is in `policy` and the limits."""
+
+from typing import Literal
+
+import msgspec
+
+from shared.config import Policy, StackConfig, UdpConfig
+
+__all__ = ["CacheConfig", "ClashApiConfig", "EngineConfig", "LogConfig", "TunConfig"]
+
+DEFAULT_ADDRESSES = ("198.18.0.1/30", "fdfe:dcba:9876::1/126")
+"""The tun's own: of the benchmarking range (RFC 2544), which no LAN and no container network uses, and a unique local one."""
+
+UidRange = tuple[int, int]
+"""First and last user id."""
+
+
+class TunConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The tun device, and which traffic is led into it."""
+
+    tag: str = "tun-in"
+    interface_name: str = ""
+    """Empty: the kernel's choice, tunN."""
+    mtu: int = 65535
+    """Bytes of the largest packet."""
+    offload: Literal["auto", "uso", "tso", "csum", "none", "no-header"] = "auto"
+    addresses: tuple[str, ...] = DEFAULT_ADDRESSES
+    """With number of bits. A family without address is not captured."""
+    auto_route: bool = True
+    strict_route: bool = False
+    """A family without address is closed, so that nothing leaves past the tun."""
+    route_address: tuple[str, ...] = ()
+    """Prefixes that are led into the tun; empty: all."""
+    route_exclude_address: tuple[str, ...] = ()
+    """Prefixes that are not."""
+    include_interface: tuple[str, ...] = ()
+    exclude_interface: tuple[str, ...] = ()
+    include_uid: tuple[UidRange, ...] = ()
+    exclude_uid: tuple[UidRange, ...] = ()
+    table: int = 2022
+    priority: int = 9000
+    """Of the first policy rule."""
+    dns_addresses: tuple[str, ...] = ()
+    """Addresses in the tun's networks at which the DNS service answers; what the system's resolver is pointed at."""
+
+
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What is logged, and where."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+    output: str | None = None
+    """File; None: standard error."""
+    timestamp: bool = True
+
+
+class ClashApiConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The REST API that dashboards use."""
+
+    listen: str
+    """HOST:PORT."""
+    secret: str = ""
+    external_ui: str | None = None
+    """Folder of a dashboard."""
+    default_mode: str = "rule"
+    allow_origins: tuple[str, ...] = ()
+    allow_private_network: bool = False
+
+    def __repr__(self) -> str:
+        """Without the secret: this text may reach a log or a traceback."""
+        return f"ClashApiConfig({self.listen})"
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept across a restart."""
+
+    path: str | None = None
+    """File; None: cache.db in the run directory."""
+    cache_id: str | None = None
+    store_fakeip: bool = False
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole configuration. Names of servers are not resolved yet."""
+
+    policy: Policy
+    tun: TunConfig = TunConfig()
+    log: LogConfig = LogConfig()
+    stack: StackConfig = StackConfig(mtu=65535, offload=False)
+    """Limits; mtu and offload are set when the tun is open."""
+    udp: UdpConfig = UdpConfig()
+    workers: int | None = None
+    """None: as many as there are cores."""
+    run_dir: str | None = None
+    metrics: str | None = "127.0.0.1:9464"
+    """HOST:PORT; None: off."""
+    clash_api: ClashApiConfig | None = None
+    cache: CacheConfig | None = None
+    kill_switch: bool = False
+    files: tuple[str, ...] = ()
+    """What was read, the rule-sets included."""
+    warnings: tuple[str, ...] = ()
+    """Lines for the user, `file:line:column: warning: ...`."""

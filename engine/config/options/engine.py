@@ -1,0 +1,77 @@
+"""The key `engine`: what sing-box does not have."""
+
+from typing import Annotated, Any, Literal
+
+from engine.config.decode import Options
+from engine.config.fields import Duration, Read, integer
+
+__all__ = ["WORKERS_MAX", "EngineOptions", "StackOptions", "UdpOptions"]
+
+WORKERS_MAX = 64
+
+
+def _count(low: int, high: int, what: str) -> Read:
+    return Read(lambda value: integer(value, low, high, what), {"type": "integer", "minimum": low, "maximum": high})
+
+
+def _metrics(value: Any) -> str | None:
+    """Return host:port, or None for `off`."""
+    if value in ("off", False):
+        return None
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError('write "HOST:PORT", as in "127.0.0.1:9464", or "off"')
+    return f"{host or '0.0.0.0'}:{port}"
+
+
+Bytes = Annotated[int, _count(16 * 1024, 64 * 1024 * 1024, "a buffer in bytes")]
+Flows = Annotated[int, _count(1, 1_000_000, "a number of flows")]
+
+
+class StackOptions(Options, frozen=True, kw_only=True):
+    """Limits of the TCP/IP stack of each worker."""
+
+    receive_buffer: Bytes = 1024 * 1024
+    """Bytes a TCP flow may hold that the proxy has not taken."""
+    send_buffer: Bytes = 1024 * 1024
+    """Bytes a TCP flow may hold that the program has not acknowledged."""
+    max_tcp_flows: Flows = 20000
+    """Flows of each worker; more are dropped and counted."""
+    max_half_open: Flows = 2048
+    """Flows of each worker that are being set up; beyond it the oldest goes."""
+    keepalive_idle: Duration = 7200.0
+    """Without a packet for so long a keep-alive probe is sent."""
+    half_close_timeout: Duration = 120.0
+    """A flow closed on one side may stay silent for so long."""
+
+
+class UdpOptions(Options, frozen=True, kw_only=True):
+    """Limits of UDP relaying of each worker."""
+
+    max_associations: Flows = 4096
+    """Sockets that have sent datagrams; beyond it the least recently used one goes."""
+
+
+class EngineOptions(Options, frozen=True, kw_only=True):
+    """What sing-box does not have. Options of the command line come before."""
+
+    workers: Annotated[int, _count(1, WORKERS_MAX, "workers")] | None = None
+    """Worker processes; nothing: as many as there are cores."""
+    offload: Literal["auto", "uso", "tso", "csum", "none", "no-header"] = "auto"
+    """The most that is asked of the kernel."""
+    run_dir: str | None = None
+    """Where the control socket and the journal stand; nothing: /run/tunloom."""
+    log_format: Literal["text", "json"] = "text"
+    metrics: Annotated[
+        str | None,
+        Read(_metrics, {"anyOf": [{"const": "off"}, {"type": "string", "pattern": ":[0-9]+$"}, {"const": False}]}),
+    ] = "127.0.0.1:9464"
+    """HOST:PORT of the metrics, or `off`."""
+    kill_switch: bool = False
+    """While the engine is meant to run, nothing leaves the machine but through it."""
+    hijack_dns: bool = True
+    """Port 53 goes to the DNS servers of this file when no rule speaks of DNS; false: such flows are flows like others."""
+    rule_set_dir: str = "/var/lib/tunloom/rule-sets"
+    """Where the files of remote rule-sets stand, as TAG.srs or TAG.json."""
+    stack: StackOptions = StackOptions()
+    udp: UdpOptions = UdpOptions()

@@ -1,0 +1,5 @@
+"""Rule-sets: files of rules that others make.
+
+srs     the binary form
+files   where each kind of rule-set is read from
+"""

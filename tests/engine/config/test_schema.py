@@ -1,0 +1,51 @@
+"""The JSON schema: current, and as strict as the loader."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.config.decode import fields_of
+from engine.config.options.route import FileOptions
+from engine.config.schema import json_schema
+from shared.config import StackConfig, UdpConfig
+
+FILE = Path(__file__).parents[3] / "docs" / "engine.schema.json"
+
+
+def test_the_file_in_docs_is_current() -> None:
+    assert FILE.read_text() == json_schema(), "make it again: engine check --schema > docs/engine.schema.json"
+
+
+def test_every_key_that_is_taken_has_a_place_and_none_else() -> None:
+    schema = json.loads(json_schema())
+    root = schema["$defs"]["FileOptions"]
+    assert set(root["properties"]) == {
+        "log", "dns", "inbounds", "outbounds", "route", "experimental", "engine", "$schema", "ntp", "http_clients",
+    }  # fmt: skip
+    assert root["additionalProperties"] is False
+    assert set(root["properties"]) < set(fields_of(FileOptions))
+
+
+def test_every_reference_leads_somewhere() -> None:
+    schema = json.loads(json_schema())
+
+    def references(part: Any) -> list[str]:
+        if isinstance(part, dict):
+            own = [part["$ref"]] if "$ref" in part else []
+            return own + [found for value in part.values() for found in references(value)]
+        return [found for value in part for found in references(value)] if isinstance(part, list) else []
+
+    assert {reference.removeprefix("#/$defs/") for reference in references(schema)} == set(schema["$defs"])
+
+
+def test_docstrings_are_the_texts() -> None:
+    definitions = json.loads(json_schema())["$defs"]
+    assert definitions["RouteRuleOptions"]["properties"]["domain"]["description"] == "The whole name."
+    assert definitions["SocksOptions"]["properties"]["routing_mark"]["description"].startswith("Mark of the sockets")
+    assert definitions["TunOptions"]["properties"]["stack"]["deprecated"] is True
+
+
+def test_limits_of_the_workers_can_all_be_set() -> None:
+    definitions = json.loads(json_schema())["$defs"]
+    assert set(definitions["StackOptions"]["properties"]) == set(StackConfig.__struct_fields__) - {"mtu", "offload"}
+    assert set(definitions["UdpOptions"]["properties"]) == set(UdpConfig.__struct_fields__) - {"idle_timeout"}
