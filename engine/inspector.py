@@ -2,17 +2,18 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
 
+from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.netconf import Network
-from engine.requests import EngineStatus, WorkerStatus
+from engine.requests import EngineStatus, Measurement, WorkerStatus
 from engine.supervisor import Supervisor
 from engine.tun import TunDevice
-from shared.metrics import DROPS, Cell, Counters
+from shared.metrics import DROPS, Cell, Counters, cells_used
 from shared.pool import Pool
 
 __all__ = ["Inspector"]
@@ -21,7 +22,11 @@ MEMORY_AGE = 5.0  # seconds for which a measurement of memory is given again: th
 
 
 class Inspector:
-    """Reads the counters, and asks the parts of the master; `udp` tells whether the proxy relays UDP."""
+    """Reads the counters, and asks the parts of the master. `http` is set when there is one.
+
+    udp        tells whether the proxy relays UDP
+    outbounds  tags in the order of their rows in the counters; may grow
+    """
 
     def __init__(
         self,
@@ -33,6 +38,7 @@ class Inspector:
         ingress: Ingress,
         proxy: str,
         udp: Callable[[], str],
+        outbounds: Sequence[str],
     ) -> None:
         self._tun = tun
         self._pool = pool
@@ -41,6 +47,8 @@ class Inspector:
         self._ingress = ingress
         self._proxy = proxy
         self._udp = udp
+        self._outbounds = outbounds
+        self.http: HttpProcess | None = None
         self._started_at = monotonic()
         self._version = version("tunloom")
         self._memory: dict[int, int] = {}
@@ -67,10 +75,30 @@ class Inspector:
             tun_dropped=_tun_dropped(self._tun.name),
             pool_slots=self._pool.layout.slots,
             pool_free=self._ingress.free_slots,
+            kill_switch=self._network.kill_switch,
             guardian_pid=guardian.pid,
             guardian_restarts=guardian.restarts,
+            http_pid=self._http_pid,
+            http_restarts=self.http.restarts if self.http is not None else 0,
+            http_memory=memory.get(self._http_pid) if self._http_pid is not None else None,
             workers=[self._worker_status(i, memory) for i in range(self._pool.layout.workers)],
         )
+
+    async def measurement(self) -> Measurement:
+        """Return all that metrics show. The rows are of one moment: nothing runs between their copies but the workers."""
+        status = await self.status()
+        cells = cells_used(len(self._outbounds))
+        return Measurement(
+            status=status,
+            now=monotonic(),
+            outbounds=list(self._outbounds),
+            cells=cells,
+            rows=b"".join(row[:cells] for row in self._pool.counters),
+        )
+
+    @property
+    def _http_pid(self) -> int | None:
+        return self.http.pid if self.http is not None else None
 
     def _worker_status(self, index: int, memory: dict[int, int]) -> WorkerStatus:
         worker, row = self._supervisor.workers[index], self._pool.counters[index]
@@ -101,7 +129,8 @@ class Inspector:
         now = monotonic()
         if now >= self._memory_until:
             self._memory_until = now + MEMORY_AGE
-            pids = [os.getpid(), *(worker.pid for worker in self._supervisor.workers if worker.pid is not None)]
+            everybody = [os.getpid(), self._http_pid, *(worker.pid for worker in self._supervisor.workers)]
+            pids = [pid for pid in everybody if pid is not None]
             sizes = await asyncio.to_thread(lambda: [_proportional_set_size(pid) for pid in pids])
             self._memory = {pid: size for pid, size in zip(pids, sizes, strict=True) if size is not None}
         return self._memory

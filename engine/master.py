@@ -12,6 +12,7 @@ import os
 import resource
 import secrets
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,12 +21,15 @@ from typing import Literal
 
 from engine.control import ControlServer
 from engine.heartbeat import Heartbeat
+from engine.http import HttpOptions
+from engine.http.listen import ListenError, listen
+from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.inspector import Inspector
 from engine.netconf import Network
 from engine.netconf.plan import build_plan
 from engine.notify import notify
-from engine.requests import Reply, Request, Stop
+from engine.requests import Measure, Reply, Request, Stop
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Report, Supervisor
 from engine.tun import Offload, TunDevice, open_tun
@@ -40,6 +44,8 @@ log = logging.getLogger(__name__)
 WORKER_UID = 60922
 """Numeric user of the workers, in a range that systemd leaves unused (60578 to 61183); it needs no account. Their sockets
 are told from all others by it, so that no capability is needed to keep them out of the tun."""
+HTTP_UID = WORKER_UID + 1
+"""Numeric user of the HTTP process. Not the workers', who could otherwise be signalled by it and whose sockets leave the tun."""
 FWMARK = 0x74756E
 """Mark of our sockets where the workers cannot change their user."""
 TUN_ADDRESSES = ("198.18.0.1/30", "fdfe:dcba:9876::1/126")
@@ -69,15 +75,19 @@ class StartOptions:
     mtu: int
     auto_route: bool
     offload: Offload
+    kill_switch: bool = False
+    """Let nothing out but through the tun, to the LAN and by the engine itself, also after a crash."""
     run_dir: Path
     log_level: str
     log_format: Literal["text", "json"]
+    http: HttpOptions | None
+    """None: no metrics and no API."""
 
 
 async def run_engine(options: StartOptions) -> None:
     """Run until SIGINT, SIGTERM or `engine stop`, then put everything back.
 
-    Raises EngineFailed, TunError, NetworkError or WorkerFailed; by then everything is put back as well.
+    Raises EngineFailed, ListenError, TunError, NetworkError or WorkerFailed; by then everything is put back as well.
     """
     async with AsyncExitStack() as undo:
         await _Master(options).run(undo)
@@ -96,6 +106,8 @@ class _Master:
     def __init__(self, options: StartOptions) -> None:
         self.options = options
         self.udp = "unknown"
+        self.listeners: list[socket.socket] = []  # of the HTTP process
+        self.counted: list[str] = []  # tags of outbounds in the order of their rows in the counters; only ever grows
         self.failure: EngineFailed | None = None
         self.stopped = asyncio.Event()  # asked to stop
         self._looking = False  # `_look` is scheduled
@@ -106,6 +118,8 @@ class _Master:
         options = self.options
         undo.enter_context(lock_run_dir(options.run_dir))
         _raise_file_limit()
+        if options.http is not None and options.http.is_named:
+            self._open_listeners(undo)
         for number in (signal.SIGINT, signal.SIGTERM):
             self.loop.add_signal_handler(number, self.stopped.set)
         self.loop.add_signal_handler(
@@ -117,9 +131,9 @@ class _Master:
         layout = PoolLayout(options.workers, SLOTS, RING_ENTRIES)
         self.pool = Pool.create(layout)
         undo.callback(self.pool.close)
-        network = self.network = Network(options.run_dir)
+        network = self.network = Network(options.run_dir, on_gone=self._on_tun_gone)
         await network.start_guardian()
-        undo.push_async_callback(network.restore)
+        undo.push_async_exit(self._restore_network)
 
         await self._start_workers(layout, undo)
         remarks = await network.apply(
@@ -131,6 +145,7 @@ class _Master:
                 upstreams=options.proxy.addresses,
                 own_uid=WORKER_UID,
                 own_mark=FWMARK,
+                kill_switch=options.kill_switch,
             )
         )
         for remark in remarks:
@@ -144,7 +159,9 @@ class _Master:
             ingress=self.ingress,
             proxy=str(options.proxy),
             udp=lambda: self.udp,
+            outbounds=self.counted,
         )
+        self._start_http(undo)
         server = ControlServer(options.run_dir / "control.sock", self._on_request)
         await server.start()
         undo.push_async_callback(server.stop)
@@ -161,15 +178,21 @@ class _Master:
         if self.failure is not None:
             raise self.failure
 
+    async def _restore_network(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """An engine that fails is still meant to be up: its kill switch stays closed."""
+        await self.network.restore(hold=kind is not None)
+
     async def _start_workers(self, layout: PoolLayout, undo: AsyncExitStack) -> None:
         options = self.options
         own_user = _may_become(WORKER_UID)
+        outbounds = (ProxyOutbound(tag="proxy", proxy=options.proxy),)
+        self.counted += [outbound.tag for outbound in outbounds]
         config = WorkerConfig(
             index=0,
             workers=options.workers,
             slots=layout.slots,
             ring_entries=layout.ring_entries,
-            policy=Policy(outbounds=(ProxyOutbound(tag="proxy", proxy=options.proxy),)),
+            policy=Policy(outbounds=outbounds, counted=tuple(self.counted)),
             stack=StackConfig(mtu=self.tun.mtu, offload=self.tun.offload),
             uid=WORKER_UID if own_user else None,
             mark=None if own_user else FWMARK,
@@ -195,12 +218,41 @@ class _Master:
         heart.start()
         undo.callback(heart.stop)
 
+    def _open_listeners(self, undo: AsyncExitStack) -> None:
+        """Listen where the user has said, before anything is changed, or at the default's address, at the end."""
+        assert self.options.http is not None, "called when there is something to serve"
+        self.listeners = listen(self.options.http.addresses)
+        for listener in self.listeners:
+            undo.callback(listener.close)
+
+    def _start_http(self, undo: AsyncExitStack) -> None:
+        options = self.options
+        if options.http is None:
+            return
+        if not options.http.is_named:
+            try:
+                self._open_listeners(undo)
+            except ListenError as error:
+                log.warning("%s: there are none; name an address with --metrics HOST:PORT, or say --metrics off", error)
+                return
+        process = HttpProcess(
+            options.http,
+            self.listeners,
+            self._on_request,
+            uid=HTTP_UID if _may_become(HTTP_UID) else None,
+            log_level=options.log_level,
+            log_format=options.log_format,
+        )
+        self.inspector.http = process
+        process.start()
+        undo.push_async_callback(process.stop)
+
     def _on_tun_readable(self) -> None:
         try:
             self.ingress.read_batch()
         except OSError as error:
             if error.errno != errno.EIO:  # EIO: the interface is down; it may come up again
-                self._on_tun_gone(error)
+                self._on_tun_gone()
             return
         self._looks_left = LOOKS
         if not self._looking:
@@ -217,9 +269,10 @@ class _Master:
         self._looks_left -= 1
         self.loop.call_soon(self._look)
 
-    def _on_tun_gone(self, error: OSError) -> None:
+    def _on_tun_gone(self) -> None:
+        """Told by reading, and by netlink: libuv looks no more at a descriptor whose first error a read did not show."""
         self.loop.remove_reader(self.tun.fd)
-        self.failure = EngineFailed(f"the interface {self.tun.name} is gone ({error.strerror}): somebody deleted it")
+        self.failure = EngineFailed(f"the interface {self.tun.name} is gone: somebody deleted it")
         self.stopped.set()
 
     def _on_report(self, worker: int, report: Report) -> None:
@@ -241,6 +294,8 @@ class _Master:
         if isinstance(request, Stop):
             self.stopped.set()
             return Reply(ok=True)
+        if isinstance(request, Measure):
+            return Reply(measurement=await self.inspector.measurement())
         return Reply(status=await self.inspector.status())
 
 

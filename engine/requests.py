@@ -5,7 +5,7 @@ A request is told by its `command`, so {"command": "status"} is one.
 
 import msgspec
 
-__all__ = ["EngineStatus", "Reply", "Request", "Status", "Stop", "WorkerStatus"]
+__all__ = ["EngineStatus", "Measure", "Measurement", "Reply", "Request", "Status", "Stop", "WorkerStatus"]
 
 
 class Status(msgspec.Struct, frozen=True, tag_field="command", tag="status"):
@@ -16,7 +16,11 @@ class Stop(msgspec.Struct, frozen=True, tag_field="command", tag="stop"):
     """Put everything back and end; answered by Reply.ok before that is done."""
 
 
-Request = Status | Stop
+class Measure(msgspec.Struct, frozen=True, tag_field="command", tag="measure"):
+    """All counters as they stand: Reply.measurement."""
+
+
+Request = Status | Stop | Measure
 
 
 class WorkerStatus(msgspec.Struct, kw_only=True):
@@ -73,15 +77,36 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     """Packets that the kernel dropped because the tun's queue was full."""
     pool_slots: int
     pool_free: int
+    kill_switch: bool
+    """Nothing gets out past the tun, and will not after a crash."""
     guardian_pid: int | None
     """None while one that died is replaced."""
     guardian_restarts: int
+    http_pid: int | None
+    """Of the process that serves metrics and API; None without one."""
+    http_restarts: int
+    http_memory: int | None
     workers: list[WorkerStatus]
+
+
+class Measurement(msgspec.Struct, kw_only=True):
+    """Everything there is to be shown as metrics, of one moment."""
+
+    status: EngineStatus
+    now: float
+    """Monotonic seconds; heartbeats are on the same clock."""
+    outbounds: list[str]
+    """Tags in the order of their rows of cells (shared/metrics.py); all beyond OUTBOUNDS_MAX - 1 share the last row."""
+    cells: int
+    """Cells of each row that are handed over: up to the last outbound."""
+    rows: bytes
+    """Workers 0..n-1, then the master; `cells` unsigned integers of 8 bytes each."""
 
 
 class Reply(msgspec.Struct, omit_defaults=True):
     """Exactly one field is set."""
 
     status: EngineStatus | None = None
+    measurement: Measurement | None = None
     ok: bool | None = None
     error: str | None = None

@@ -22,7 +22,8 @@ def print_status(status: EngineStatus) -> None:
         f"{status.pool_free} of {status.pool_slots} slots free; "
         f"dropped: {_drops({'tun_queue_full': status.tun_dropped} | status.drops)}\n"
         f"guardian: {f'pid {status.guardian_pid}' if status.guardian_pid else '[red]none[/]'}, "
-        f"{status.guardian_restarts} restarts; memory: {_memory(status)}"
+        f"{status.guardian_restarts} restarts; kill switch: {'closed' if status.kill_switch else 'not used'}; "
+        f"memory: {_memory(status)}"
     )
     table = Table(box=None, padding=(0, 1, 0, 0))
     for title in ("#", "pid", "state", "restarts", "TCP", "UDP", "in", "out", "dropped"):
@@ -54,8 +55,12 @@ def _sum(workers: list[WorkerStatus], field: str) -> int:
 
 
 def _memory(status: EngineStatus) -> str:
-    """The master's, and that of each worker."""
-    sizes = (status.memory, *(worker.memory for worker in status.workers))
+    """The master's, that of the HTTP process if there is one, and that of each worker."""
+    sizes = [
+        status.memory,
+        *([status.http_memory] if status.http_pid else []),
+        *(worker.memory for worker in status.workers),
+    ]
     return " + ".join("?" if size is None else _bytes(size) for size in sizes)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Counters",
     "Histogram",
     "OutboundCell",
+    "cells_used",
     "end_gauges",
     "observe",
     "outbound_at",
@@ -151,6 +152,11 @@ GAUGES = (Cell.TCP_ACTIVE, Cell.UDP_ACTIVE, Cell.TCP_HALF_OPEN, Cell.BUFFER_BYTE
 def outbound_at(row: int) -> int:
     """Return the cell at which the cells of the outbound with this row begin."""
     return _OUTBOUNDS_AT + min(row, OUTBOUNDS_MAX - 1) * OUTBOUND_CELLS
+
+
+def cells_used(outbounds: int) -> int:
+    """Return how many cells of a row can be other than zero with this many outbounds."""
+    return _OUTBOUNDS_AT + min(outbounds, OUTBOUNDS_MAX) * OUTBOUND_CELLS
 
 
 def observe(counters: Counters, histogram: int, seconds: float) -> None:

@@ -16,9 +16,12 @@ MAY_IMPORT = {
 }
 THIRD_PARTY = {
     "shared": {"msgspec"},
-    "engine": {"msgspec", "netaddr", "pyroute2", "python_socks", "re2", "rich", "typer", "uvloop", "yaml"},
+    "engine": {
+        "aiohttp", "msgspec", "netaddr", "prometheus_client", "pyroute2", "python_socks", "re2", "rich", "typer", "uvloop",
+        "yaml",
+    },
     "workers": {"cryptography", "hpack", "msgspec", "python_socks", "uvloop"},
-}
+}  # fmt: skip
 PURE = ("workers/sniff", "workers/stack", "shared/wire")
 IMPURE = {
     "asyncio", "os", "random", "secrets", "select", "selectors", "signal", "socket", "ssl", "subprocess", "threading",

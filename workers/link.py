@@ -31,6 +31,7 @@ BATCH = 64
 """Packets served before sockets get their turn."""
 LOOKS = 100
 """Turns of the event loop without a packet before the worker sleeps; in each it offers its processor to others."""
+TIMER_STEP = 0.001  # seconds; libuv's timers have no finer ones
 TICK = 0.1  # seconds; the longest a timer or a lost doorbell waits
 
 
@@ -127,7 +128,6 @@ class Link:
         if count:
             ring.release()
             self._guard(self.stack.flush, now)
-            self.rearm(now)
             self._counters[Cell.PACKETS_IN] += count
         return count
 
@@ -141,17 +141,16 @@ class Link:
 
     # timer
 
-    def rearm(self, now: float) -> None:
-        """Bring the timer forward if the stack's next deadline comes before it. Called after anything that may set one."""
-        deadline = self.stack.next_timeout()
-        if deadline is not None and deadline < self._timer_at - 0.001:
+    def rearm(self, deadline: float) -> None:
+        """Bring the timer forward: the stack has a deadline (monotonic seconds) before all others."""
+        if deadline < self._timer_at - TIMER_STEP:
             if self._timer is not None:
                 self._timer.cancel()
-            self._set_timer(deadline, now)
+            self._set_timer(deadline, monotonic())
 
     def _set_timer(self, deadline: float, now: float) -> None:
         self._timer_at = deadline
-        self._timer = self._loop.call_later(max(deadline - now, 0.001), self._on_timer)
+        self._timer = self._loop.call_later(max(deadline - now, TIMER_STEP), self._on_timer)
 
     def _on_timer(self) -> None:
         now = monotonic()

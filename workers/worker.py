@@ -20,8 +20,8 @@ from shared.channel import channel_to_master, receive_from_master, send_now
 from shared.config import WorkerConfig
 from shared.log import configure_logging
 from shared.pool import Pool, PoolLayout
+from shared.privileges import drop_privileges
 from workers.link import Link
-from workers.privileges import drop_privileges
 from workers.relay.relay import Relay
 from workers.stack.stack import Stack
 
@@ -91,6 +91,7 @@ async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool
     )
     relay.stack = stack
     link.stack = stack
+    stack.timers.on_earlier = link.rearm
 
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     link.start()

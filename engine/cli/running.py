@@ -8,8 +8,9 @@ __all__ = ["status", "stop"]
 
 
 def stop(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
-    """Stop the running engine and wait until everything is put back."""
+    """Stop the running engine and wait until everything is put back; undo what is left of one that crashed."""
     from engine.control import NotRunning, ask
+    from engine.netconf.journal import has_journal
     from engine.requests import Stop
     from engine.run_dir import wait_until_unlocked
 
@@ -17,8 +18,14 @@ def stop(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
         ask(run_dir, Stop())
         wait_until_unlocked(run_dir)
     except NotRunning as error:
-        fail(FAILED, str(error))
-    typer.echo("stopped")
+        if not has_journal(run_dir):
+            fail(FAILED, str(error))
+        # Whoever says stop wants what a crash has left, above all a closed kill switch, to be gone.
+        from engine.cli.repair import repair
+
+        repair(run_dir)
+    else:
+        typer.echo("stopped")
 
 
 def status(as_json: AsJson = False, run_dir: RunDir = DEFAULT_RUN_DIR) -> None:

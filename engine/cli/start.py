@@ -1,5 +1,6 @@
 """`engine start`."""
 
+import os
 from typing import Annotated, Literal
 
 import typer
@@ -26,11 +27,21 @@ def start(
     no_auto_route: Annotated[
         bool, typer.Option("--no-auto-route", help="Open the tun, but leave routes and rules to you.")
     ] = False,
+    kill_switch: Annotated[
+        bool,
+        typer.Option(
+            "--kill-switch",
+            help="Let nothing out but through the tun, to the LAN and by the engine itself, also after a crash.",
+        ),
+    ] = False,
     offload: Annotated[
         Literal["auto", "uso", "tso", "csum", "none", "no-header"],
         typer.Option("--offload", help="The most that is asked of the kernel."),
     ] = "auto",
-    metrics: Annotated[str, typer.Option("--metrics", help="Only `off` in this version.")] = "off",
+    metrics: Annotated[
+        str | None,
+        typer.Option("--metrics", help="HOST:PORT for metrics and the Clash API, or `off`. [default: 127.0.0.1:9464]"),
+    ] = None,
     log_level: Annotated[Literal["debug", "info", "warning", "error"], typer.Option("--log-level")] = "info",
     log_format: Annotated[Literal["text", "json"], typer.Option("--log-format")] = "text",
     run_dir: RunDir = DEFAULT_RUN_DIR,
@@ -39,6 +50,7 @@ def start(
     ] = None,
 ) -> None:
     """Carry all traffic to the proxy until Ctrl-C or `engine stop`, then put everything back."""
+    from engine.http.listen import SECRET_VARIABLE, ListenError, metrics_options
     from engine.netconf import NetworkError
     from engine.netns import NetnsError, enter_netns
     from engine.proxy_url import ProxyUrlError, parse_proxy_url, resolve_proxy
@@ -46,15 +58,12 @@ def start(
     from engine.supervisor import WorkerFailed
     from engine.tun import TunError
 
-    if metrics != "off":
-        fail(
-            USAGE,
-            "--metrics: this version has no HTTP endpoint yet; leave the option out (`engine status` shows the counters)",
-        )
     try:
         proxy_config = parse_proxy_url(proxy) if proxy is not None else None
     except ProxyUrlError as error:
         fail(USAGE, str(error))
+    if kill_switch and no_auto_route:
+        fail(USAGE, "--kill-switch needs the routes: leave --no-auto-route out")
     need_root("engine start", "opens a tun device and changes routes")
 
     import uvloop
@@ -66,6 +75,7 @@ def start(
     try:
         if netns is not None:
             enter_netns(netns)
+        http = metrics_options(metrics, secret=os.environ.pop(SECRET_VARIABLE, ""))  # no child is to inherit it
         options = StartOptions(
             proxy=resolve_proxy(proxy_config or discovered_proxy("engine start")),
             workers=workers or cores(),
@@ -73,12 +83,14 @@ def start(
             mtu=mtu,
             auto_route=not no_auto_route,
             offload=offload,
+            kill_switch=kill_switch,
             run_dir=run_dir.absolute(),
             log_level=log_level,
             log_format=log_format,
+            http=http,
         )
         uvloop.run(run_engine(options))
-    except (ProxyUrlError, NetnsError) as error:
+    except (ProxyUrlError, NetnsError, ListenError) as error:
         fail(USAGE, str(error))
     except (TunError, NetworkError) as error:
         fail(NOT_PERMITTED if error.not_permitted else FAILED, str(error))

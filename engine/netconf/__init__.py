@@ -14,6 +14,7 @@ journal   what was changed, on disk
 linux     applies a plan, undoes a journal
 netlink   makes and reverts one change; all of pyroute2
 throw     makes and reverts one bypass, without pyroute2
+kill_switch  holds back what does not go into the tun (nftables)
 bypass    lets single hosts leave beside the tun, at any time
 guardian  restores the network when the master is gone
 keeper    keeps one guardian alive

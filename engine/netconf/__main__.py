@@ -3,7 +3,8 @@
 apply   reads a NetworkPlan as JSON from standard input; prints remarks, one a line. `--guard-fd N` is the reading end of a
         pipe whose writer is the master: once that is gone, nothing is changed any more.
 renew   makes again what the kernel took away while the tun was down; prints the number of changes made. `--guard-fd` too.
-undo    restores what the journal holds, and prints the number of changes undone; harmless when repeated.
+undo    restores what the journal holds, and prints the number of changes undone; harmless when repeated. `--hold` leaves a
+        kill switch closed.
 
 Exit codes: 0 done, 1 failed, 2 usage, 3 not permitted; on failure one sentence on standard error.
 """
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         change_parser.add_argument("--guard-fd", type=int)
     undo_parser = commands.add_parser("undo")
     undo_parser.add_argument("--run-dir", type=Path, required=True)
+    undo_parser.add_argument("--hold", action="store_true")
     options = parser.parse_args(arguments)
     try:
         if options.command == "apply":
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "renew":
             print(renew(options.run_dir, guard_fd=options.guard_fd))
         else:
-            print(undo(options.run_dir))
+            print(undo(options.run_dir, hold=options.hold))
     except msgspec.MsgspecError as error:
         print(f"The network plan on standard input cannot be read: {error}.", file=sys.stderr)
         return 2

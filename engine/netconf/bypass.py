@@ -8,7 +8,8 @@ from pathlib import Path
 
 from engine.netconf import NetworkError
 from engine.netconf.journal import Journal, open_journal
-from engine.netconf.plan import Bypass, Route, plan_bypass
+from engine.netconf.kill_switch import admit, dismiss
+from engine.netconf.plan import Bypass, KillSwitch, Route, plan_bypass
 from engine.netconf.throw import ThrowRoutes, open_throw_routes
 
 __all__ = ["BYPASS_MAX", "add_bypass", "remove_bypass"]
@@ -62,6 +63,11 @@ def _plan(journal: Journal, addresses: Iterable[str]) -> list[Bypass]:
     return plan_bypass(addresses, {route.family: route.table for route in routes})
 
 
+def _kill_switch(journal: Journal) -> KillSwitch | None:
+    switches = [change for change in journal.pending.values() if isinstance(change, KillSwitch)]
+    return switches[-1] if switches else None
+
+
 def _present(journal: Journal) -> dict[Bypass, int]:
     """Each bypass with its number in the journal, in the order in which they were made."""
     return {change: number for number, change in journal.pending.items() if isinstance(change, Bypass)}
@@ -69,6 +75,12 @@ def _present(journal: Journal) -> dict[Bypass, int]:
 
 def _make(journal: Journal, routes: ThrowRoutes, missing: list[Bypass]) -> None:
     numbers = journal.record(*missing)
+    if _kill_switch(journal) is not None:
+        try:
+            admit([bypass.address for bypass in missing], journal.fileno())
+        except NetworkError:
+            journal.settle(*numbers)
+            raise
     for position, bypass in enumerate(missing):
         try:
             routes.make(bypass)
@@ -80,6 +92,9 @@ def _make(journal: Journal, routes: ThrowRoutes, missing: list[Bypass]) -> None:
 
 
 def _remove(journal: Journal, routes: ThrowRoutes, doomed: list[tuple[Bypass, int]]) -> None:
+    switch = _kill_switch(journal)
+    if switch is not None:
+        dismiss({bypass.address for bypass, _ in doomed}.difference(switch.hosts), journal.fileno())
     removed = []
     try:
         for bypass, number in doomed:

@@ -1,7 +1,8 @@
 """`python -m engine.netconf.guardian --run-dir DIR --fd N`: restores the network when the master is gone.
 
 The master starts it before the first change and holds the other end of the pipe N. End of file means that the master is
-gone, in any way; "undo" means that it stops. Both take the same path, so a crash is undone as well as a clean stop.
+gone, in any way; "undo" means that it stops, "hold" that it fails. All take the same path, so a crash is undone as well as
+a clean stop; but only the latter opens a kill switch.
 
 It imports next to nothing until then: it waits for days, and pyroute2 alone would double its size.
 """
@@ -30,10 +31,15 @@ def main(arguments: list[str]) -> int:
     _be_spared()
     os.chdir("/")  # to be in no one's way when a file system is unmounted
     _write(1, "ready")
-    os.read(int(number), 16)  # blocks until "undo" or end of file
-    problem = _restore(run_dir)
-    if not _write(1, problem or "done"):  # the master cannot hear it any more: tell the user
-        remedy = f"{problem} Run `engine repair`." if problem else "the network is as it was before."
+    hold = os.read(int(number), 16) != b"undo"  # blocks until it is told, or end of file
+    problem, held = _restore(run_dir, hold)
+    if not _write(1, problem or ("held" if held else "done")):  # the master cannot hear it any more: tell the user
+        if problem:
+            remedy = f"{problem} Run `engine repair`."
+        elif held:
+            remedy = "the kill switch lets nothing out until `engine start`, or opens with `engine repair`."
+        else:
+            remedy = "the network is as it was before."
         _write(2, f"engine: the master is gone; {remedy}")
     return 1 if problem else 0
 
@@ -47,18 +53,19 @@ def _be_spared() -> None:
         pass  # without CAP_SYS_RESOURCE we are as likely as others; at 10 MB not very
 
 
-def _restore(run_dir: str) -> str:
-    """Undo the journal; return a sentence on what went wrong, empty when all is well."""
+def _restore(run_dir: str, hold: bool) -> tuple[str, bool]:
+    """Undo the journal; return a sentence on what went wrong, empty when all is well, and whether a kill switch holds."""
     from pathlib import Path
 
     from engine.netconf import NetworkError
+    from engine.netconf.journal import has_journal
     from engine.netconf.linux import undo
 
     try:
-        undo(Path(run_dir))
+        undo(Path(run_dir), hold=hold)
     except NetworkError as error:
-        return str(error)
-    return ""
+        return str(error), False
+    return "", has_journal(Path(run_dir))
 
 
 def _write(fd: int, line: str) -> bool:

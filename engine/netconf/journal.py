@@ -20,9 +20,9 @@ from pathlib import Path
 import msgspec
 
 from engine.netconf import NetworkError
-from engine.netconf.plan import Change
+from engine.netconf.plan import Change, KillSwitch
 
-__all__ = ["Journal", "Owner", "open_journal"]
+__all__ = ["Journal", "Owner", "has_journal", "open_journal"]
 
 JOURNAL_NAME = "network.journal"
 SETTLED_LINES_MAX = 512
@@ -58,6 +58,11 @@ Entry = Owner | Recorded | Settled
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Entry).decode
+
+
+def has_journal(run_dir: Path) -> bool:
+    """Whether there is anything to undo."""
+    return (run_dir / JOURNAL_NAME).exists()
 
 
 @contextmanager
@@ -169,9 +174,15 @@ class Journal:
                 self.pending.pop(number, None)
 
     def begin(self, owner: Owner) -> None:
-        """Start the records of one run. Nothing may be pending."""
-        assert not self.pending, "what an earlier run left must be undone first"
+        """Start the records of one run. Nothing may be pending but a kill switch, which knows of no interface index."""
+        assert all(isinstance(change, KillSwitch) for change in self.pending.values()), (
+            "an earlier run must be undone first"
+        )
         self._append(owner)
+
+    def fileno(self) -> int:
+        """The descriptor that holds the lock; a program that is lent it holds the lock as well, until it ends."""
+        return self._fd
 
     def record(self, *changes: Change) -> list[int]:
         """Put `changes` on disk, before they are made; return their numbers."""

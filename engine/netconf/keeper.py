@@ -54,15 +54,18 @@ class GuardianKeeper:
             raise
         self._vigil = asyncio.get_running_loop().create_task(self._replace_the_dead(), name="guardian vigil")
 
-    async def undo(self) -> str:
-        """Let the guardian undo the journal, and end it; return its answer: "done", a sentence, or empty if it is dead."""
+    async def undo(self, *, hold: bool) -> str:
+        """Let the guardian undo the journal, and end it. `hold`: a kill switch stays closed.
+
+        Return its answer: "done", "held", a sentence, or empty if it is dead.
+        """
         if self._vigil is None:
             return ""
         self._vigil.cancel()
         await asyncio.wait([self._vigil])
         self._vigil = None
         assert self._guardian is not None
-        os.write(self._life_write, b"undo")
+        os.write(self._life_write, b"hold" if hold else b"undo")
         answer = await _read_line(self._guardian)
         await self._end()
         return answer

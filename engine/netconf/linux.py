@@ -1,22 +1,26 @@
 """Applies a plan, renews it after the tun was down, and undoes a journal on Linux.
 
-The order within `apply`: kernel parameters (they must stand before the interface is up), link, addresses, routes, rules.
-Traffic moves with the last rules, when everything before them is in place. The rules are undone first, the rest in reverse:
-so traffic moves back before anything that it relies on is taken away.
+The order within `apply`: kill switch, kernel parameters (they must stand before the interface is up), link, addresses,
+routes, rules. Traffic moves with the last rules, when everything before them is in place. The rules are undone first, the
+rest in reverse: so traffic moves back before anything that it relies on is taken away.
 """
 
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+import msgspec
 
 from engine.netconf import NetworkError
 from engine.netconf.journal import Journal, Owner, open_journal
 from engine.netconf.netlink import Netlink, open_netlink, proc_sys
 from engine.netconf.plan import (
     RULE_COUNT,
+    Bypass,
     Change,
     Family,
+    KillSwitch,
     Link,
     LinkState,
     NetworkPlan,
@@ -24,6 +28,7 @@ from engine.netconf.plan import (
     Sysctl,
     plan_addresses,
     plan_bypass,
+    plan_kill_switch,
     plan_routes,
     plan_rules,
 )
@@ -41,58 +46,76 @@ RP_FILTER_STRICT, RP_FILTER_LOOSE = "1", "2"
 def apply(plan: NetworkPlan, run_dir: Path, *, guard_fd: int | None = None) -> list[str]:
     """Make the changes of `plan`; return remarks for the user.
 
-    What an earlier run left is undone first. When a change fails all are undone. When the writing end of the pipe
-    `guard_fd` is closed, nothing is done. Raises NetworkError.
+    What an earlier run left is undone first; its kill switch is replaced, or opened at last. When a change fails all are
+    undone, but a kill switch of before is left closed. When the writing end of the pipe `guard_fd` is closed, nothing is
+    done. Raises NetworkError.
     """
-    with open_journal(run_dir, create=True) as journal, open_netlink() as netlink:
+    with open_journal(run_dir, create=True) as journal:
         assert journal is not None
-        # We hold the journal's lock: should the master die after this look, its guardian waits, and undoes what we did.
-        _refuse_without_master(guard_fd)
-        _undo_pending(netlink, journal)
-        families, remarks = _usable_families(plan)
-        if plan.auto_route:
-            _refuse_foreign_rules(netlink, plan, families)
-            _refuse_foreign_routes(netlink, plan, families)
-        index = netlink.interface_index(plan.interface)
-        if index is None:
-            raise NetworkError(f"There is no interface {plan.interface!r} in this network namespace.")
-        journal.begin(Owner(interface=plan.interface, index=index, namespace=_namespace(), boot=_boot()))
-        if 6 in families:
-            _forbid_link_local(plan.interface)
-        try:
-            for change in _changes(netlink, plan, families, index):
-                _make_recorded(netlink, journal, change, index)
-        except NetworkError:
-            _undo_pending(netlink, journal)
-            raise
-        return remarks
+        with open_netlink(journal.fileno()) as netlink:
+            # We hold the journal's lock: should the master die after this look, its guardian waits, and undoes what we did.
+            _refuse_without_master(guard_fd)
+            return _apply(plan, netlink, journal)
+
+
+def _apply(plan: NetworkPlan, netlink: Netlink, journal: Journal) -> list[str]:
+    _undo_pending(netlink, journal, hold=True)
+    held = tuple(journal.pending)
+    families, remarks = _usable_families(plan)
+    if plan.auto_route:
+        _refuse_foreign_rules(netlink, plan, families)
+        _refuse_foreign_routes(netlink, plan, families)
+    index = netlink.interface_index(plan.interface)
+    if index is None:
+        raise NetworkError(f"There is no interface {plan.interface!r} in this network namespace.")
+    journal.begin(Owner(interface=plan.interface, index=index, namespace=_namespace(), boot=_boot()))
+    if 6 in families:
+        _forbid_link_local(plan.interface)
+    try:
+        for change in _changes(netlink, plan, families, index):
+            _make_recorded(netlink, journal, change, index)
+    except NetworkError:
+        _undo_pending(netlink, journal, hold=bool(held))
+        raise
+    if plan.kill_switch:
+        journal.settle(*held)  # replaced
+    else:
+        _undo_pending(netlink, journal, only=held)
+    return remarks
 
 
 def renew(run_dir: Path, *, guard_fd: int | None = None) -> int:
     """Make again what the kernel took away when the tun was set down: its routes and IPv6 addresses; return their number.
 
-    What the journal says is enough: nothing new is recorded. `guard_fd` as in `apply`. Raises NetworkError.
+    The kill switch is told what is local now. What the journal says is enough: nothing new is recorded. `guard_fd` as in
+    `apply`. Raises NetworkError.
     """
-    with open_journal(run_dir, create=False) as journal, open_netlink() as netlink:
+    with open_journal(run_dir, create=False) as journal:
         if journal is None or journal.owner is None:
             return 0
         _refuse_without_master(guard_fd)
-        index = journal.owner.index
-        return sum(netlink.make_if_missing(change, index) for change in journal.pending.values())
+        with open_netlink(journal.fileno()) as netlink:
+            changes = journal.pending.values()
+            bypassing = tuple(change.address for change in changes if isinstance(change, Bypass))
+            for change in changes:
+                if isinstance(change, KillSwitch):
+                    hosts = tuple(dict.fromkeys((*change.hosts, *bypassing)))
+                    netlink.close_kill_switch(msgspec.structs.replace(change, hosts=hosts))
+            return sum(netlink.make_if_missing(change, journal.owner.index) for change in changes)
 
 
-def undo(run_dir: Path) -> int:
+def undo(run_dir: Path, *, hold: bool = False) -> int:
     """Undo what the journal in `run_dir` holds; return the number of changes, 0 when there is nothing to undo.
 
-    Raises NetworkError.
+    `hold`: leave the kill switch closed, and in the journal. Raises NetworkError.
     """
     with open_journal(run_dir, create=False) as journal:
         if journal is None or not journal.pending:
             return 0
         count = len(journal.pending)
-        with open_netlink() as netlink:
-            _undo_pending(netlink, journal)
-        return count
+        with open_netlink(journal.fileno()) as netlink:
+            _undo_pending(netlink, journal, hold=hold)
+        return count - len(journal.pending)
 
 
 def _refuse_without_master(guard_fd: int | None) -> None:
@@ -163,6 +186,7 @@ def _forbid_link_local(interface: str) -> None:
 
 def _changes(netlink: Netlink, plan: NetworkPlan, families: list[Family], index: int) -> Iterator[Change]:
     """Give the changes in order; each `before` is read when its turn comes."""
+    yield from plan_kill_switch(plan)
     # Packets of every source come out of the tun, whatever the way back to that source is.
     rp_filter = f"net/ipv4/conf/{plan.interface}/rp_filter"
     before = proc_sys(rp_filter).read_text().strip()
@@ -187,8 +211,13 @@ def _make_recorded(netlink: Netlink, journal: Journal, change: Change, index: in
         raise
 
 
-def _undo_pending(netlink: Netlink, journal: Journal) -> None:
-    """Undo all pending changes in reverse. Goes on after a failure, and raises NetworkError for the first in the end."""
+def _undo_pending(
+    netlink: Netlink, journal: Journal, *, hold: bool = False, only: Collection[int] | None = None
+) -> None:
+    """Undo pending changes: all, all but the kill switch (`hold`), or those with the numbers `only`.
+
+    Goes on after a failure, and raises NetworkError for the first in the end.
+    """
     owner = journal.owner
     if not journal.pending or owner is None:
         return
@@ -203,6 +232,8 @@ def _undo_pending(netlink: Netlink, journal: Journal) -> None:
     index = owner.index if netlink.interface_index(owner.interface) == owner.index else None
     failures = []
     for number, change in _in_order_of_undoing(journal):
+        if (hold and isinstance(change, KillSwitch)) or (only is not None and number not in only):
+            continue
         try:
             netlink.revert(change, index)
         except NetworkError as error:
@@ -214,5 +245,6 @@ def _undo_pending(netlink: Netlink, journal: Journal) -> None:
 
 
 def _in_order_of_undoing(journal: Journal) -> list[tuple[int, Change]]:
+    """The rules first, then the rest in reverse; the kill switch, which was made first, comes last."""
     latest_first = reversed(tuple(journal.pending.items()))
     return sorted(latest_first, key=lambda entry: not isinstance(entry[1], Rule))

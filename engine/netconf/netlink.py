@@ -14,8 +14,20 @@ from typing import Any
 from pyroute2.iproute import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from engine.netconf import NetworkError
-from engine.netconf.plan import Address, Bypass, Change, Family, Link, LinkState, Route, Rule, Sysctl
+from engine.netconf import NetworkError, kill_switch
+from engine.netconf.plan import (
+    TABLE_MAIN,
+    Address,
+    Bypass,
+    Change,
+    Family,
+    KillSwitch,
+    Link,
+    LinkState,
+    Route,
+    Rule,
+    Sysctl,
+)
 from engine.netconf.throw import ThrowRoutes, open_throw_routes
 
 __all__ = ["Netlink", "open_netlink", "proc_sys"]
@@ -36,11 +48,11 @@ def proc_sys(path: str) -> Path:
 
 
 @contextmanager
-def open_netlink() -> Iterator["Netlink"]:
-    """Give a connection to the kernel. Raises NetworkError when there is none to be had."""
+def open_netlink(lock: int) -> Iterator["Netlink"]:
+    """Give a connection to the kernel; `lock`: the journal's. Raises NetworkError when there is none to be had."""
     with ExitStack() as sockets:
         try:
-            netlink = Netlink(sockets.enter_context(IPRoute()), sockets.enter_context(open_throw_routes()))
+            netlink = Netlink(sockets.enter_context(IPRoute()), sockets.enter_context(open_throw_routes()), lock)
         except OSError as error:
             raise NetworkError(f"The kernel gives no netlink socket: {error.strerror}.") from error
         yield netlink
@@ -49,8 +61,9 @@ def open_netlink() -> Iterator["Netlink"]:
 class Netlink:
     """Makes and reverts changes. Where a method takes `index` it is the interface index of the tun."""
 
-    def __init__(self, route: Any, throw_routes: ThrowRoutes) -> None:
+    def __init__(self, route: Any, throw_routes: ThrowRoutes, lock: int) -> None:
         self._route = route
+        self._lock = lock
         self._throw_routes = throw_routes
 
     def interface_index(self, name: str) -> int | None:
@@ -84,6 +97,11 @@ class Netlink:
                 raise NetworkError(f"The route table {table} cannot be read: {os.strerror(_errno(error))}.") from error
         return [_destination(message) for message in messages]
 
+    def close_kill_switch(self, change: KillSwitch) -> None:
+        """Load the kill switch with the prefixes that are local now. Raises NetworkError; then nothing is changed."""
+        destinations = [*self.routes_of_table(4, TABLE_MAIN), *self.routes_of_table(6, TABLE_MAIN)]
+        kill_switch.close(change, [prefix for prefix in destinations if prefix != "default"], self._lock)
+
     def make(self, change: Change, index: int) -> None:
         """Make one change. Raises NetworkError; then nothing is changed."""
         try:
@@ -112,7 +130,9 @@ class Netlink:
         Raises NetworkError when the kernel refuses.
         """
         try:
-            if isinstance(change, Rule):
+            if isinstance(change, KillSwitch):
+                kill_switch.open_up(self._lock)
+            elif isinstance(change, Rule):
                 self._remove_rule(change)
             elif isinstance(change, Bypass):
                 self._throw_routes.remove(change)
@@ -124,6 +144,8 @@ class Netlink:
 
     def _make(self, change: Change, index: int) -> None:
         match change:
+            case KillSwitch():
+                self.close_kill_switch(change)
             case Rule():
                 self._route.rule("add", **_rule_request(change))
             case Route():
@@ -257,6 +279,8 @@ def _explained(change: Change, verb: str, error: NetlinkError | OSError) -> Netw
             "Changing the network is not permitted: it needs root or the capability CAP_NET_ADMIN.", not_permitted=True
         )
     match change:
+        case KillSwitch():
+            what = "The kill switch"
         case Rule():
             what = f"The IPv{change.family} routing rule at priority {change.priority}"
         case Route():

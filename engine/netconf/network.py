@@ -4,13 +4,14 @@ import asyncio
 import logging
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
 from engine.netconf import EXIT_NOT_PERMITTED, NetworkError
 from engine.netconf.bypass import add_bypass, remove_bypass
+from engine.netconf.journal import has_journal
 from engine.netconf.keeper import ANSWER_TIMEOUT, GuardianKeeper
 from engine.netconf.plan import NetworkPlan
 from engine.netconf.watch import LinkWatch
@@ -25,16 +26,19 @@ class Network:
 
     Call `start_guardian`, then `apply`, then `restore`. When the process dies in between, however it dies, the guardian
     restores the network; when the guardian dies, another takes its place. When somebody sets the tun down and up again, the
-    changes that this undid are made again.
+    changes that this undid are made again; when somebody deletes it, `on_gone` is called.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, *, on_gone: Callable[[], None] = lambda: None) -> None:
         self.run_dir = run_dir
+        self._on_gone = on_gone
         self.guardian = GuardianKeeper(run_dir)
         self._watch: LinkWatch | None = None
         self.link_up = True
         """False while somebody has set the tun down."""
         self._renewal: asyncio.Task[None] | None = None
+        self.kill_switch = False
+        """Whether one is closed."""
         self.bypass_evictions = 0
         """Hosts that were led into the tun again to make room for others (BYPASS_MAX)."""
 
@@ -48,9 +52,12 @@ class Network:
         What an earlier run left is undone first. On failure everything is undone and NetworkError is raised.
         """
         assert self.guardian.life_read >= 0, "no change without a guardian"
+        self.kill_switch = plan.kill_switch
         remarks = await _run_helper("apply", self.run_dir, guard_fd=self.guardian.life_read, plan=plan)
         try:
-            self._watch = LinkWatch(asyncio.get_running_loop(), plan.interface, self._on_link)
+            self._watch = LinkWatch(
+                asyncio.get_running_loop(), plan.interface, on_change=self._on_link, on_gone=self._on_gone
+            )
         except OSError as error:
             raise NetworkError(f"The interface {plan.interface} cannot be watched: {error.strerror}.") from error
         return remarks
@@ -86,17 +93,22 @@ class Network:
         else:
             log.warning("the tun is up again: %s routes and addresses made again", count)
 
-    async def restore(self) -> None:
-        """Undo everything and end the guardian; harmless when there is nothing to undo. Raises NetworkError."""
+    async def restore(self, *, hold: bool = False) -> None:
+        """Undo everything and end the guardian; harmless when there is nothing to undo.
+
+        `hold`: a kill switch stays closed, because the engine has failed and was not stopped. Raises NetworkError.
+        """
         if self._watch is not None:
             self._watch.close()
         if self._renewal is not None:
             await self._renewal
-        answer = await self.guardian.undo()
+        answer = await self.guardian.undo(hold=hold)
         if not answer:  # somebody has killed the guardian
-            await repair_network(self.run_dir)
-        elif answer != "done":
+            await _run_helper("undo", self.run_dir, *(["--hold"] if hold else []))
+        elif answer not in ("done", "held"):
             raise NetworkError(answer)
+        if hold and has_journal(self.run_dir):
+            log.warning("the kill switch lets nothing out until the engine runs again; `engine repair` opens it")
 
 
 async def repair_network(run_dir: Path) -> int:
@@ -105,11 +117,11 @@ async def repair_network(run_dir: Path) -> int:
 
 
 async def _run_helper(
-    command: str, run_dir: Path, *, guard_fd: int | None = None, plan: NetworkPlan | None = None
+    command: str, run_dir: Path, *options: str, guard_fd: int | None = None, plan: NetworkPlan | None = None
 ) -> list[str]:
     """Run `python -m engine.netconf`; return its lines. Raises NetworkError with its sentence when it fails."""
     helper = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "engine.netconf", command, "--run-dir", str(run_dir)),
+        *(sys.executable, "-P", "-m", "engine.netconf", command, "--run-dir", str(run_dir), *options),
         *(() if guard_fd is None else ("--guard-fd", str(guard_fd))),
         stdin=PIPE,
         stdout=PIPE,

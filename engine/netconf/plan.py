@@ -15,9 +15,11 @@ from engine.netconf import NetworkError
 
 __all__ = [
     "RULE_COUNT",
+    "TABLE_MAIN",
     "Address",
     "Bypass",
     "Change",
+    "KillSwitch",
     "Link",
     "LinkState",
     "NetworkPlan",
@@ -27,6 +29,7 @@ __all__ = [
     "build_plan",
     "plan_addresses",
     "plan_bypass",
+    "plan_kill_switch",
     "plan_routes",
     "plan_rules",
 ]
@@ -68,6 +71,10 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """SO_MARK of sockets that never enter the tun."""
     bypass: tuple[str, ...] = ()
     """Host addresses that leave beside the tun from the first packet on; `Network.bypass` adds to them."""
+    upstreams: tuple[str, ...] = ()
+    """Addresses of proxies on other machines."""
+    kill_switch: bool = False
+    """Whatever does not go into the tun, and is neither local nor the engine's, does not leave at all."""
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, tag="rule", omit_defaults=True):
@@ -139,7 +146,19 @@ class Sysctl(msgspec.Struct, frozen=True, kw_only=True, tag="sysctl"):
     after: str
 
 
-Change = Rule | Route | Bypass | Address | Link | Sysctl
+class KillSwitch(msgspec.Struct, frozen=True, kw_only=True, tag="kill_switch"):
+    """Nothing leaves but into the tun, to the LAN, or as one of these."""
+
+    interface: str
+    uid: int | None
+    """The workers' user."""
+    mark: int | None
+    """SO_MARK of the engine's sockets."""
+    hosts: tuple[str, ...]
+    """The proxy's addresses, and those that bypass the tun."""
+
+
+Change = KillSwitch | Rule | Route | Bypass | Address | Link | Sysctl
 """One change of the network. It says enough to be undone."""
 
 
@@ -155,6 +174,7 @@ def build_plan(
     own_uid: int | None = None,
     own_mark: int | None = None,
     bypass: Iterable[str] = (),
+    kill_switch: bool = False,
     table: int = 2022,
     priority: int = 9000,
 ) -> NetworkPlan:
@@ -180,6 +200,8 @@ def build_plan(
         own_uid=own_uid,
         own_mark=own_mark,
         bypass=tuple(bypass) if auto_route else (),
+        upstreams=tuple(remote),
+        kill_switch=kill_switch and auto_route,
     )
 
 
@@ -202,6 +224,14 @@ def plan_bypass(addresses: Iterable[str], tables: Mapping[Family, int]) -> list[
     """
     hosts = [(_family(text), str(_address(text))) for text in addresses]
     return [Bypass(family=family, address=host, table=tables[family]) for family, host in hosts if family in tables]
+
+
+def plan_kill_switch(plan: NetworkPlan) -> list[KillSwitch]:
+    """Return the kill switch; none when it is not wanted."""
+    if not plan.kill_switch:
+        return []
+    hosts = (*plan.upstreams, *plan.bypass)
+    return [KillSwitch(interface=plan.interface, uid=plan.own_uid, mark=plan.own_mark, hosts=hosts)]
 
 
 def plan_rules(plan: NetworkPlan, family: Family) -> list[Rule]:

@@ -1,4 +1,4 @@
-"""Tells when somebody sets the tun down or up: the kernel's own messages, RTM_NEWLINK of rtnetlink(7).
+"""Tells when somebody sets the tun down or up, or deletes it: the kernel's own messages (rtnetlink(7)).
 
 The kernel takes the routes and the IPv6 addresses of an interface that is set down, and does not give them back. Thirty
 lines of struct rather than pyroute2, which would double the master's size.
@@ -13,7 +13,7 @@ from collections.abc import Callable
 __all__ = ["LinkWatch"]
 
 RTMGRP_LINK = 1  # include/uapi/linux/rtnetlink.h
-RTM_NEWLINK = 16
+RTM_NEWLINK, RTM_DELLINK = 16, 17
 IFF_UP = 0x1  # include/uapi/linux/if.h
 MESSAGES_MAX = 64 * 1024  # bytes per read; the kernel's own are a few kilobytes
 
@@ -22,11 +22,22 @@ _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags
 
 
 class LinkWatch:
-    """Calls `on_change(up)` each time the interface `name`, now up, is set down or up. Raises OSError when there is none."""
+    """Calls `on_change(up)` each time the interface `name`, now up, is set down or up, and `on_gone` when it is deleted.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, name: str, on_change: Callable[[bool], None]) -> None:
+    Raises OSError when there is none.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        name: str,
+        *,
+        on_change: Callable[[bool], None],
+        on_gone: Callable[[], None],
+    ) -> None:
         self._loop = loop
         self._on_change = on_change
+        self._on_gone = on_gone
         self._up = True
         self._index = socket.if_nametoindex(name)
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
@@ -53,7 +64,9 @@ class LinkWatch:
         while at + _HEADER.size + _LINK.size <= len(messages):
             length, kind, *_ = _HEADER.unpack_from(messages, at)
             _, _, index, flags, _ = _LINK.unpack_from(messages, at + _HEADER.size)
-            if kind == RTM_NEWLINK and index == self._index and bool(flags & IFF_UP) != self._up:
+            if kind == RTM_DELLINK and index == self._index:
+                self._on_gone()
+            elif kind == RTM_NEWLINK and index == self._index and bool(flags & IFF_UP) != self._up:
                 self._up = not self._up
                 self._on_change(self._up)
             at += max(length + 3 & ~3, _HEADER.size)  # NLMSG_ALIGN

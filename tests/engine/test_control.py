@@ -27,7 +27,8 @@ STATUS = EngineStatus(
     version="0.1.0", pid=42, uptime=3725.0, memory=31_457_280, interface="tun0", mtu=65535,
     offload=["csum", "tso4"], link_up=True,
     proxy="socks5://u:***@[2001:db8::1]:1080", udp="no: refused", packets_in=10, bytes_in=20, drops={}, tun_dropped=0,
-    pool_slots=512, pool_free=511, guardian_pid=18, guardian_restarts=1, workers=[WORKER],
+    pool_slots=512, pool_free=511, kill_switch=True, guardian_pid=18, guardian_restarts=1,
+    http_pid=19, http_restarts=0, http_memory=36_700_160, workers=[WORKER],
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def test_status_shows_engine_and_workers(capsys: pytest.CaptureFixture[str]) -> 
         "tun0 (mtu 65535, offload: csum, tso4) -> socks5://u:***@[2001:db8::1]:1080, UDP: no: refused",
         "read 10 packets, 20 B; 511 of 512 slots free; dropped: nothing",
         "in all: 9 TCP and 1 UDP flows opened, 4 connects failed, 0 retransmits, 8 B to applications",
-        "memory: 30.0 MiB + 33.0 MiB",
+        "memory: 30.0 MiB + 35.0 MiB + 33.0 MiB",
         "malformed 2",
         "running",
         "4711",

@@ -210,7 +210,14 @@ def topology() -> Iterator[Topology]:
             ip("link", "set", "uplink", "addrgenmode", "none", "up")
             ip("-4", "route", "add", "default", "via", PROXY_V4)
             ip("-6", "route", "add", "default", "via", PROXY_V6)
+            wait_until(lambda: _is_up("uplink"), what="the kernel's own routes of the link")
         yield Topology(client, internet)
+
+
+def _is_up(interface: str) -> bool:
+    """Whether the kernel has made all of its IPv6 routes, which it does once the other end is up."""
+    routes = ip("-6", "route", "show", "table", "local", "dev", interface)
+    return all(route in routes for route in ("local fe80::2", f"local {CLIENT_V6}", "multicast ff00::/8"))
 
 
 def _address(interface: str, *addresses: str) -> None:

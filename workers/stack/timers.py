@@ -6,6 +6,7 @@ asks to be woken again for the rest. So an ACK that restarts the retransmission 
 """
 
 import math
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
@@ -26,10 +27,15 @@ class Timed(Protocol):
         """Act on every deadline at or before `now`; return the next one (seconds, monotonic), or infinity."""
 
 
+def _nobody_waits(at: float) -> None:
+    """Whoever drives the timers asks for the next one after each call."""
+
+
 class Timers:
-    """Deadlines in monotonic seconds."""
+    """Deadlines in monotonic seconds. `on_earlier` is called with a deadline that lies before all others."""
 
     def __init__(self) -> None:
+        self.on_earlier: Callable[[float], None] = _nobody_waits
         self._heap: list[Entry] = []
         self._order = (
             0  # equal deadlines fire in the order they were set; also keeps the heap from comparing connections
@@ -50,6 +56,8 @@ class Timers:
         self._order += 1
         timed.timer = entry = (at, self._order, timed)
         heappush(self._heap, entry)
+        if self._heap[0] is entry:
+            self.on_earlier(at)
         self._compact()
 
     def cancel(self, timed: Timed) -> None:

@@ -56,6 +56,9 @@ class Helper:
     def undo(self) -> subprocess.CompletedProcess[str]:
         return self._run(*self._command("undo"), input="")
 
+    def run(self, name: str) -> subprocess.CompletedProcess[str]:
+        return self._run(*self._command(name), input="")
+
     def _command(self, name: str) -> tuple[str, ...]:
         return (sys.executable, "-P", "-m", "engine.netconf", name, "--run-dir", str(self.run_dir))
 

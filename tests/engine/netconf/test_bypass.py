@@ -1,6 +1,7 @@
 """Hosts that leave beside the tun while the plan is in force."""
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from engine.netconf import NetworkError, bypass
 from engine.netconf.bypass import add_bypass, remove_bypass
 from engine.netconf.network import Network
-from tests.engine.netconf.machine import TUN_V4, Helper, plan, tun
+from tests.engine.netconf.machine import TUN_V4, UPSTREAM, Helper, plan, tun
 from tests.support.netns import TARGET_V4, TARGET_V6, Namespace, Topology, ip
 
 pytestmark = pytest.mark.e2e
@@ -83,6 +84,36 @@ def test_part_of_the_plan(net: Topology, tmp_path: Path) -> None:
         assert [device(net.client, host) for host in (TARGET_V4, TARGET_V6)] == ["tun0", "uplink"]
         helper.undo()
         assert net.client.snapshot() == before
+
+
+def test_kill_switch_lets_them_pass(net: Topology, tmp_path: Path) -> None:
+    """Also after it was loaded anew; and the proxy's address stays allowed when it is led into the tun again."""
+    helper = Helper(net.client, tmp_path)
+    with tun(net.client):
+        before = net.client.snapshot()
+        assert helper.apply(plan(kill_switch=True, bypass=[UPSTREAM])).returncode == 0
+        with net.client.entered():
+            add_bypass(tmp_path, [TARGET_V4, TARGET_V6, UPSTREAM])
+            for _ in range(2):
+                assert [passes(net.client, host) for host in (TARGET_V4, TARGET_V6, UPSTREAM)] == [True] * 3
+                assert not passes(net.client, NEIGHBOUR_OF_UPSTREAM)
+                assert helper.run("renew").stdout == "0\n"
+            remove_bypass(tmp_path, [TARGET_V4, TARGET_V6, UPSTREAM])
+            assert [passes(net.client, host) for host in (TARGET_V4, TARGET_V6, UPSTREAM)] == [False, False, True]
+        assert helper.undo().returncode == 0
+        assert net.client.snapshot() == before
+
+
+def passes(client: Namespace, host: str) -> bool:
+    """Whether the kernel lets a datagram out by the uplink; nobody need be there."""
+    family, device = socket.AF_INET6 if ":" in host else socket.AF_INET, b"uplink"
+    with client.entered(), socket.socket(family, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+        try:
+            sender.sendto(b"", (host, 9))
+        except OSError:
+            return False
+        return True
 
 
 def test_first_ones_make_room(client: Namespace, helper: Helper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,6 @@ class Cubic:
         self._epoch_at = -1.0
         self.ssthresh = max(int(min(window, flight) * _BETA), 2 * self._mss)
 
-    def set_mss(self, mss: int) -> None:
+    def set_mss(self, mss: int, max_segment: int) -> None:
         """The path takes smaller segments now."""
         self._mss = mss

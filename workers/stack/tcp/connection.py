@@ -24,6 +24,7 @@ from workers.stack.tcp.receiver import Receiver
 from workers.stack.tcp.rtt import RTO_INITIAL
 from workers.stack.tcp.sender import Sender
 from workers.stack.tcp.seqnum import HALF, MASK, is_before, unwrap
+from workers.stack.tcp.silence import HALF_CLOSED, Silence, Verdict
 from workers.stack.tcp.states import TRANSITIONS, Event, State
 from workers.stack.timers import Entry
 
@@ -38,16 +39,12 @@ QUICK_ACKS = 16  # ACKs not delayed after a delay was in vain: the application w
 SYN_ACK_RETRIES = 5  # as Linux' tcp_synack_retries
 GIVE_UP = 120.0  # seconds of retransmission in vain; RFC 9293 3.8.3 R2 asks for at least 100
 CHALLENGE_INTERVAL = 0.5  # seconds between challenge ACKs (RFC 5961 7), of a connection (CVE-2016-5696)
-KEEPALIVE_INTERVAL = 75.0  # seconds between probes, and
-KEEPALIVE_PROBES = 9  # probes in vain before giving up, as Linux
-TIME_WAIT = 10.0  # seconds; RFC 9293: 2 MSL = 4 min against old duplicates, which a tun cannot keep
 PAWS_VALID = 24 * 86400.0  # seconds after which TS.Recent is out of date (RFC 7323 5.5)
 
 _HEARS_TEXT = frozenset({State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2})
 _SENDS_TEXT = frozenset({State.ESTABLISHED, State.CLOSE_WAIT})
 _FIN_IS_OUT = frozenset({State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK})
 _HALF_OPEN = frozenset({State.DIALING, State.SYN_RECEIVED})
-_HALF_CLOSED = frozenset({State.FIN_WAIT_2, State.CLOSE_WAIT, State.CLOSED})
 _WIRE_IS_DONE = frozenset({State.TIME_WAIT, State.CLOSED})
 _NOT_PSH = 0xFFFF & ~PSH
 
@@ -60,8 +57,8 @@ class TcpConnection:
 
     __slots__ = (
         "_challenged_at", "_eof_told", "_header_length", "_heard_at", "_irs", "_offers_scale", "_output", "_predicted",
-        "_quick_acks", "_shutdown", "_silent_at", "_stack", "_starved", "_syn", "_syn_ack_at", "_syn_retries",
-        "_timestamps", "_unanswered", "_window_position", "_window_scale", "ack_queued", "destination",
+        "_quick_acks", "_shutdown", "_silence", "_stack", "_starved", "_syn", "_syn_ack_at", "_syn_retries",
+        "_timestamps", "_window_position", "_window_scale", "ack_queued", "destination",
         "destination_port", "handler", "key", "receiver", "sender", "source", "source_port", "state", "timer", "version",
     )  # fmt: skip
 
@@ -100,9 +97,9 @@ class TcpConnection:
         )  # fmt: skip
         self._predicted = 0  # the offset and flags of the segment that header prediction takes; 0: none
         self._window_position = irs  # SND.WL1
-        self._silent_at = math.inf
+        self._silence = Silence(config)
         self._shutdown = self._starved = self._eof_told = False
-        self._quick_acks = self._syn_retries = self._unanswered = 0
+        self._quick_acks = self._syn_retries = 0
         self._syn_ack_at = self._challenged_at = -math.inf
         self._heard_at = stack.now
 
@@ -329,12 +326,13 @@ class TcpConnection:
         if flags & RST or self.state is State.DIALING:
             return False
         if self.state is State.TIME_WAIT:
-            self._silent_at = now + TIME_WAIT  # its FIN again: our ACK was lost
+            self._listen_for_silence()  # its FIN again: our ACK was lost
         if flags & SYN or not length:
             self._challenge(now)  # rate-limited: two ends that disagree must not ACK each other for ever
         else:
-            receiver.ack_now = True
-            self._want_ack()
+            if position + length <= receiver.next:
+                receiver.duplicate = (position, position + length)
+            self._output.ack(now)
         return False
 
     def _process_reset(self, position: int, now: float) -> None:
@@ -361,9 +359,7 @@ class TcpConnection:
     def _establish(self, now: float) -> None:
         self._set_state(Event.SYN_ACKED)
         self._stack.established(self)
-        if not self._syn_retries:
-            self.sender.rtt.sample(now - self._syn_ack_at)
-        self.sender.retransmit_at = math.inf
+        self.sender.open(None if self._syn_retries else now - self._syn_ack_at, now)
         self._listen_for_silence()
 
     def _process_ack(
@@ -404,6 +400,8 @@ class TcpConnection:
         # Nothing beyond the window, nor beyond the FIN, nor twice.
         last = receiver.edge if receiver.fin_at is None else min(receiver.edge, receiver.fin_at)
         skip = max(receiver.next - position, 0)
+        if skip:
+            receiver.duplicate = (position, min(receiver.next, position + len(data)))
         data = data[skip : max(last - position, skip)]
         in_order = position <= receiver.next
         if not in_order or not data or skip or receiver.out_of_order or fin or not pushed or len(data) > receiver.mss:
@@ -415,6 +413,7 @@ class TcpConnection:
                 self._stack.counters[Cell.DROP_BUFFER_LIMIT] += 1
             else:
                 self._stack.counters[Cell.BUFFER_BYTES] += stored
+            self._output.ack(self._stack.now)  # each one, or its sender could not count them (RFC 5681 4.2, RFC 2883)
         elif data:
             self._deliver(data)
             while self.state in _HEARS_TEXT and (ready := receiver.pop_ready()) is not None:
@@ -455,9 +454,9 @@ class TcpConnection:
         sender = self.sender
         while sender.has_work and (segment := sender.next_segment(now)) is not None:
             self._emit(segment, now)
-        if sender.retransmit_at == math.inf and sender.has_unsent:
+        if sender.retransmit_at == sender.send_at and sender.has_unsent:  # both infinite
             sender.retransmit_at = now + sender.rtt.timeout  # nothing in flight: probe the window (RFC 9293 3.8.6.1)
-        self._arm(min(sender.retransmit_at, sender.reorder_at))
+        self._arm(min(sender.retransmit_at, sender.reorder_at, sender.send_at))
 
     def _emit(self, segment: Segment, now: float) -> None:
         if segment.retransmitted:
@@ -517,11 +516,14 @@ class TcpConnection:
         if sender.reorder_at <= now:
             sender.detect_losses(now)
             self._send_pending(now)
+        if sender.send_at <= now:
+            sender.send_at = math.inf
+            self._send_pending(now)
         if sender.retransmit_at <= now:
             self._on_retransmit(now)
-        if self._silent_at <= now:
+        if self._silence.at <= now:
             self._on_silence(now)
-        return min(receiver.ack_at, sender.reorder_at, sender.retransmit_at, self._silent_at)
+        return min(receiver.ack_at, sender.reorder_at, sender.send_at, sender.retransmit_at, self._silence.at)
 
     def _on_retransmit(self, now: float) -> None:
         sender = self.sender
@@ -560,40 +562,17 @@ class TcpConnection:
             sender.retransmit_at = now + sender.rtt.timeout
 
     def _listen_for_silence(self) -> None:
-        """Set the deadline of silence for the present state."""
-        config = self._stack.config
-        if self.state is State.TIME_WAIT:
-            self._silent_at = self._stack.now + TIME_WAIT
-        elif self.state in _HALF_CLOSED:
-            self._silent_at = self._heard_at + config.half_close_timeout
-        else:
-            self._silent_at = self._heard_at + config.keepalive_idle
-        self._arm(self._silent_at)
+        self._silence.listen(self.state, self._heard_at, self._stack.now)
+        self._arm(self._silence.at)
 
     def _on_silence(self, now: float) -> None:
-        if self.state is State.TIME_WAIT:
-            self._silent_at = math.inf
-            self._set_state(Event.ABORT)  # with text that the upstream has not taken, it waits on as half-closed
-        elif self.state in _HALF_CLOSED:
-            self._silent_at = self._heard_at + self._stack.config.half_close_timeout
-            if self._silent_at <= now:
+        match self._silence.act(self.state, self._heard_at, now):
+            case Verdict.PROBE:
+                self._output.ack(now, seq=self.sender.una - 1)
+            case Verdict.GIVE_UP:
                 self.end(CloseReason.TIMEOUT, now)
-        else:
-            self._keep_alive(now)
-
-    def _keep_alive(self, now: float) -> None:
-        """RFC 9293 3.8.4."""
-        if self._heard_at >= self._silent_at - KEEPALIVE_INTERVAL:
-            self._unanswered = 0  # heard after the last probe
-        idle_at = self._heard_at + self._stack.config.keepalive_idle
-        if idle_at > now:
-            self._silent_at = idle_at
-        elif self._unanswered == KEEPALIVE_PROBES:
-            self.end(CloseReason.TIMEOUT, now)
-        else:
-            self._unanswered += 1
-            self._silent_at = now + KEEPALIVE_INTERVAL
-            self._output.ack(now, seq=self.sender.una - 1)
+            case Verdict.FINISH:
+                self._set_state(Event.ABORT)  # with text that the upstream has not taken, it waits on as half-closed
 
     # the end
 
@@ -604,7 +583,7 @@ class TcpConnection:
             self._stack.wait(self)
         elif self.state is State.CLOSED:
             self._stack.forget(self)
-        elif self.state not in _HALF_CLOSED:
+        elif self.state not in HALF_CLOSED:
             return
         if self.state in _WIRE_IS_DONE:
             self.sender.clear()
@@ -629,7 +608,7 @@ class TcpConnection:
         """on_closed(FINISHED), when the wire is done and the handler has had everything."""
         if self._eof_told and self.state in _WIRE_IS_DONE:
             if self.state is State.CLOSED:
-                self._silent_at = math.inf
+                self._silence.at = math.inf
                 self._stack.timers.cancel(self)
             handler, self.handler = self.handler, NOBODY
             handler.on_closed(CloseReason.FINISHED)
@@ -639,7 +618,7 @@ class TcpConnection:
         self.state = TRANSITIONS[self.state, Event.ABORT]
         self._predicted = 0
         self._starved = False
-        self._silent_at = math.inf
+        self._silence.at = math.inf
         receiver, stack = self.receiver, self._stack
         stack.counters[Cell.BUFFER_BYTES] -= len(receiver.backlog) + receiver.out_of_order
         receiver.clear()

@@ -10,9 +10,12 @@ _start_of = attrgetter("start")
 
 
 class Segment:
-    """Positions start..end, sent together at `sent_at`. With offload one segment here is many on the wire."""
+    """Positions start..end, sent together at `sent_at`. With offload one segment here is many on the wire.
 
-    __slots__ = ("end", "lost", "retransmitted", "sacked", "sent_at", "start")
+    `snapshot`: what had arrived when it left (delivery.py: bytes, when the last came, departure of the newest, limited).
+    """
+
+    __slots__ = ("end", "lost", "retransmitted", "sacked", "sent_at", "snapshot", "start")
 
     def __init__(self, start: int, end: int, sent_at: float) -> None:
         self.start = start
@@ -21,6 +24,7 @@ class Segment:
         self.retransmitted = False
         self.sacked = False
         self.lost = False
+        self.snapshot: tuple[int, float, float, bool] | None = None
 
 
 class Flight:
@@ -47,6 +51,7 @@ class Flight:
             return
         rest = Segment(position, segment.end, segment.sent_at)
         rest.retransmitted, rest.sacked, rest.lost = segment.retransmitted, segment.sacked, segment.lost
+        rest.snapshot = segment.snapshot
         segment.end = position
         self.segments.insert(index + 1, rest)
 

@@ -67,14 +67,14 @@ class Output:
         self._transmit((head, *views))
 
     def ack(self, now: float, seq: int | None = None) -> None:
-        """Send an ACK, with SACK blocks when text is missing; `seq` is SND.NXT, but in a probe."""
+        """Send an ACK, with SACK blocks when text is missing or came twice; `seq` is SND.NXT, but in a probe."""
         receiver = self._receiver
         if seq is None:
             seq = self._sender.next
         stamp = (int(now * 1000) + self._ts_offset) & MASK
         window = receiver.window_field()
         receiver.settle_ack()
-        if receiver.out_of_order and self._sender.sack:
+        if (receiver.out_of_order or receiver.duplicate) and self._sender.sack:
             options = tcp.timestamp_option(stamp, receiver.ts_recent) if self._timestamps else b""
             self._control(seq, ACK, window, options + tcp.sack_option(receiver.sack_blocks()))
             return

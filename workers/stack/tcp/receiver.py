@@ -20,13 +20,14 @@ class Receiver:
     acked     RCV.NXT as our last segment told it
     edge      right edge of the window as our last segment told it; never moves back (RFC 9293 3.8.6.2.2)
     backlog   in-order bytes that the upstream has not taken
+    duplicate (start, end) of what came twice, to be told in the next ACK (RFC 2883), else None
     fin_at    position of the application's FIN once it was seen, else None
     ack_now   an ACK is to be sent when the batch is over
     ack_at    when the delayed ACK is due, or infinity
     """
 
     __slots__ = (
-        "_latest", "_ranges", "ack_at", "ack_now", "acked", "backlog", "edge", "fin_at", "limit", "mss", "next",
+        "_latest", "_ranges", "ack_at", "ack_now", "acked", "backlog", "duplicate", "edge", "fin_at", "limit", "mss", "next",
         "out_of_order", "scale", "ts_recent",
     )  # fmt: skip
 
@@ -44,6 +45,7 @@ class Receiver:
         self.out_of_order = 0  # bytes in _ranges
         self._ranges: list[tuple[int, bytearray]] = []  # (position, bytes): ascending, neither overlapping nor touching
         self._latest = 0  # position in the range that changed last: its SACK block goes first (RFC 2018 4)
+        self.duplicate: tuple[int, int] | None = None
         self.fin_at: int | None = None
         self.ts_recent = 0  # RFC 7323 4.3
         self.ack_now = False
@@ -113,6 +115,8 @@ class Receiver:
             ranges.insert(index, (start, held))
         self._latest = start
         self._extend(index, start, held, position, end, data)
+        if self.out_of_order == before_bytes:
+            self.duplicate = (position, end)
         return self.out_of_order - before_bytes
 
     def _extend(self, index: int, start: int, held: bytearray, position: int, end: int, data: memoryview) -> None:
@@ -151,7 +155,7 @@ class Receiver:
         return len(held), memoryview(held)[self.next - start :]
 
     def sack_blocks(self) -> list[tuple[int, int]]:
-        """Return the blocks to report as wire numbers, the one that changed last first (RFC 2018 4)."""
+        """Return the blocks to report as wire numbers: what came twice, once (RFC 2883 4), then the one that changed last."""
         blocks: list[tuple[int, int]] = []
         for start, held in self._ranges:
             block = (start & MASK, (start + len(held)) & MASK)
@@ -159,6 +163,10 @@ class Receiver:
                 blocks.insert(0, block)
             else:
                 blocks.append(block)
+        if self.duplicate is not None:
+            start, end = self.duplicate
+            blocks.insert(0, (start & MASK, end & MASK))
+            self.duplicate = None
         return blocks[:_SACK_BLOCKS]
 
     def clear(self) -> None:

@@ -9,6 +9,7 @@ how much may be sent meanwhile is RFC 6675's `pipe`. An application without SACK
 import math
 from collections.abc import Sequence
 
+from workers.stack.tcp.bbr import Bbr
 from workers.stack.tcp.buffer import SendBuffer
 from workers.stack.tcp.congestion import Cubic
 from workers.stack.tcp.flight import Flight, Segment
@@ -18,6 +19,7 @@ from workers.stack.tcp.rtt import RoundTrip
 __all__ = ["Sender"]
 
 _DUPLICATE_ACKS = 3  # RFC 5681 3.2
+_LOCAL_RTT = 0.001  # seconds; what answers faster is this machine or its LAN
 
 
 class Sender:
@@ -30,14 +32,15 @@ class Sender:
     fin            a FIN follows the last byte of the buffer
     retransmit_at  when the timer for the oldest segment expires, or infinity
     tail_probe     that timer is the probe time-out of RFC 8985 7, not the retransmission time-out
+    send_at        when the pace lets the next segment leave, if one waits for that, or infinity
     reorder_at     when RACK must look again, or infinity
     stalled_since  first time-out since the application last acknowledged anything, or infinity
     """
 
     __slots__ = (
-        "_dup_acks", "_flight", "_must_retransmit", "_probed", "_rack", "_recovery_point", "_resent", "_slow_starting", "_timed",
-        "buffer", "congestion", "fin", "max_segment", "max_window", "mss", "next", "reorder_at", "retransmit_at",
-        "rtt", "sack", "stalled_since", "tail_probe", "una", "window",
+        "_bbr", "_cubic", "_dup_acks", "_flight", "_must_retransmit", "_probed", "_rack", "_recovery_point", "_resent",
+        "_slow_starting", "_timed", "buffer", "congestion", "fin", "max_segment", "max_window", "mss", "next", "reorder_at",
+        "retransmit_at", "rtt", "sack", "send_at", "stalled_since", "tail_probe", "una", "window",
     )  # fmt: skip
 
     def __init__(self, buffer: SendBuffer, mss: int, max_segment: int, window: int, *, sack: bool) -> None:
@@ -48,9 +51,11 @@ class Sender:
         self.window = self.max_window = window
         self.sack = sack
         self.fin = False
-        self.congestion = Cubic(mss)
+        self._cubic: Cubic | None = Cubic(mss)
+        self._bbr: Bbr | None = None
+        self.congestion: Cubic | Bbr = self._cubic
         self.rtt = RoundTrip()
-        self.retransmit_at = self.reorder_at = self.stalled_since = math.inf
+        self.retransmit_at = self.reorder_at = self.send_at = self.stalled_since = math.inf
         self.tail_probe = False
         self._flight = Flight()
         self._rack = Rack(self.una)
@@ -61,6 +66,27 @@ class Sender:
         self._dup_acks = 0  # without SACK only
         self._timed = self.una  # one ACK per round trip is measured, the first beyond this position (RFC 6298 3)
         self._probed = False  # one probe until something new is acknowledged (RFC 8985 7.3)
+
+    def open(self, rtt: float | None, now: float) -> None:
+        """The handshake is complete, and took one round trip of `rtt`; None: a repeated SYN-ACK says nothing of that.
+
+        A program on this machine needs no pace: its window alone is to hold us back, and CUBIC lets it. A longer path may
+        lose packets, and what a window that shrinks with each loss can carry falls with the round trip: BBR.
+        """
+        if rtt is not None:
+            self.rtt.sample(rtt)
+        self.retransmit_at = math.inf
+        if rtt is None or rtt >= _LOCAL_RTT:
+            self.congestion = self._bbr = Bbr(self.mss, self.max_segment, rtt or 0.0, now)
+            self._cubic = None
+
+    def _is_local(self) -> None:
+        """The round trip was a long one only because somebody was busy."""
+        self._cubic = Cubic(self.mss)
+        self._cubic.window = max(self._cubic.window, self.congestion.window)
+        self.congestion = self._cubic
+        self._bbr = None
+        self.send_at = math.inf
 
     # what may be sent
 
@@ -94,8 +120,15 @@ class Sender:
 
         `override`: what waited to be sent in a larger piece has waited long enough (RFC 9293 3.8.6.2.1).
         """
+        burst = self.max_segment
+        if self._bbr is not None:
+            if self._bbr.depart_at > now:
+                self.send_at = self._bbr.depart_at
+                return None
+            self.send_at = math.inf
+            burst = self._bbr.burst
         if self._flight.lost_bytes:
-            return self._next_lost(now)
+            return self._next_lost(burst, now)
         start = self.next
         waiting = self.buffer.end - start
         in_flight = start - self.una
@@ -103,7 +136,7 @@ class Sender:
         if waiting <= 0:
             return self._send_new(start + 1, now) if self.fin and not waiting and room > 0 else None
         pipe = self.pipe() if self._flight.sacked_bytes or self._dup_acks else in_flight
-        size = min(waiting, self.max_segment)
+        size = min(waiting, burst)
         if size < waiting or size > room or size > self.congestion.window - pipe:
             size = min(size, room, self.congestion.window - pipe)
             if size >= self.mss:
@@ -118,6 +151,11 @@ class Sender:
     def _send_new(self, end: int, now: float) -> Segment:
         segment = Segment(self.next, end, now)
         was_idle = self.next == self.una
+        if self._bbr is not None:
+            in_flight = self.pipe()
+            self._bbr.sent(segment, in_flight, now)
+            if end >= self.buffer.end:
+                self._bbr.ran_dry(in_flight + end - self.next)
         self._flight.segments.append(segment)
         self.next = end
         if self._may_probe():
@@ -132,19 +170,21 @@ class Sender:
         """Whether to probe early for a lost tail (RFC 8985 7.2): not for a lone segment, whose ACK may be delayed."""
         return self.next - self.una > self.mss and self.sack and self._recovery_point is None and not self._probed
 
-    def _next_lost(self, now: float) -> Segment | None:
+    def _next_lost(self, burst: int, now: float) -> Segment | None:
         room = self.congestion.window - self.pipe()
         if self._must_retransmit:
             room = max(room, self.mss)
         if room < self.mss:
             return None
-        segment = self._flight.first_lost(min(self.max_segment, room - room % self.mss))
+        segment = self._flight.first_lost(min(burst, room - room % self.mss))
         self._must_retransmit = False
         self._resent += segment.end - segment.start
         self._send_again(segment, now)
         return segment
 
     def _send_again(self, segment: Segment, now: float) -> None:
+        if self._bbr is not None:
+            self._bbr.sent(segment, self.pipe(), now)
         self._flight.unmark_lost(segment)
         segment.retransmitted = True
         segment.sent_at = now
@@ -173,18 +213,27 @@ class Sender:
         if self._recovery_point is not None or self._flight.sacked_bytes or self._flight.lost_bytes:
             self._learn_from_all(ack, now)
         else:
-            self._learn_from_newest(ack, now)
+            self._learn_from_newest(ack, acked, now)
         self.buffer.discard(ack)
+        if self._cubic is None:
+            self._update_model(now)
+        elif before * 2 >= self._cubic.window and (self._recovery_point is None or self._slow_starting):
+            # A window that was not used says nothing about the path and must not grow (RFC 7661 4.2, simplified).
+            self._cubic.on_ack(acked, now, self.rtt.smoothed)
         if self._recovery_point is not None:
             self._continue_recovery(self._recovery_point, ack, acked, now)
         else:
             self._dup_acks = 0
-            if before * 2 >= self.congestion.window:
-                # A window that was not used says nothing about the path and must not grow (RFC 7661 4.2, simplified).
-                self.congestion.on_ack(acked, now, self.rtt.smoothed)
         self._restart_timer(now)
 
-    def _learn_from_newest(self, ack: int, now: float) -> None:
+    def _update_model(self, now: float) -> None:
+        bbr = self._bbr
+        assert bbr is not None, "there is always one of the two"
+        bbr.update(self.pipe(), now)
+        if bbr.minimum_rtt < _LOCAL_RTT:
+            self._is_local()
+
+    def _learn_from_newest(self, ack: int, acked: int, now: float) -> None:
         """The common case: nothing is known to be lost, so the newest segment stands for all."""
         segments = self._flight.segments
         newest = segments[0]
@@ -203,16 +252,23 @@ class Sender:
         elif ack > self._timed:
             self._timed = self.next
             self.rtt.sample(now - newest.sent_at)
+        if self._bbr is not None:
+            self._bbr.arrived(newest, acked, now)
         self._rack.delivered(newest, ack, now, self.rtt.minimum)
 
     def _learn_from_all(self, ack: int, now: float) -> None:
         delivered = self._flight.drop_before(ack)
         for segment in delivered:
-            self._rack.delivered(segment, segment.end, now, self.rtt.minimum)
+            self._arrived(segment, now)
         if delivered and not delivered[-1].retransmitted:
             self.rtt.sample(now - delivered[-1].sent_at)
         else:
             self.rtt.reset_backoff()
+
+    def _arrived(self, segment: Segment, now: float) -> None:
+        self._rack.delivered(segment, segment.end, now, self.rtt.minimum)
+        if self._bbr is not None:
+            self._bbr.arrived(segment, segment.end - segment.start, now)
 
     def _continue_recovery(self, recovery_point: int, ack: int, acked: int, now: float) -> None:
         if ack >= recovery_point:
@@ -222,8 +278,6 @@ class Sender:
             self._rack.recovered()
             return
         self._dup_acks = max(self._dup_acks - max(acked // self.mss, 1), 0)
-        if self._slow_starting:
-            self.congestion.on_ack(acked, now, self.rtt.smoothed)
         if self.sack:
             self.detect_losses(now)
         elif not self._slow_starting:
@@ -232,7 +286,7 @@ class Sender:
     def _restart_timer(self, now: float) -> None:
         """RFC 6298 (5.2), (5.3); RFC 8985 7.2."""
         if self.next == self.una:
-            self.retransmit_at = self.reorder_at = math.inf
+            self.retransmit_at = self.reorder_at = self.send_at = math.inf
             self.tail_probe = False
         elif self._may_probe():
             self.tail_probe = True
@@ -253,9 +307,11 @@ class Sender:
         for start, end in sorted(blocks):  # ascending, or the order of the blocks would look like reordering
             if self.una < start < end <= self.next:
                 for segment in self._flight.mark_sacked(start, end):
-                    self._rack.delivered(segment, segment.end, now, self.rtt.minimum)
+                    self._arrived(segment, now)
                     is_news = True
         if is_news:
+            if self._cubic is None:
+                self._update_model(now)
             self.detect_losses(now)
 
     def _came_twice(self, size: int) -> None:
@@ -332,7 +388,7 @@ class Sender:
         """The path takes smaller segments; what is in flight did not fit and is to be sent again (RFC 1191 6.4)."""
         self.mss = mss
         self.max_segment = max_segment
-        self.congestion.set_mss(mss)
+        self.congestion.set_mss(mss, max_segment)
         self._flight.mark_all_lost()
         self._must_retransmit = True
 
@@ -340,4 +396,4 @@ class Sender:
         """The connection is over: give the memory back, stop the timers."""
         self.buffer.clear()
         self._flight.clear()
-        self.retransmit_at = self.reorder_at = math.inf
+        self.retransmit_at = self.reorder_at = self.send_at = math.inf

@@ -9,7 +9,8 @@ from tests.support import packets
 from tests.support.stack_bed import Bed, pattern
 from tests.support.tcp_peer import ACK, FIN, PSH, RST, SYN, Segment, TcpPeer, read_segment
 from workers.stack import CloseReason, Refusal
-from workers.stack.tcp.connection import CHALLENGE_INTERVAL, DELAYED_ACK, GIVE_UP, TIME_WAIT
+from workers.stack.tcp.connection import CHALLENGE_INTERVAL, DELAYED_ACK, GIVE_UP
+from workers.stack.tcp.silence import TIME_WAIT
 from workers.stack.tcp.states import State
 
 V6 = {"source": "2001:db8::2", "destination": "2001:db8:1::10"}

@@ -1,10 +1,12 @@
-"""D-SACK (RFC 2883): what was sent again in vain makes the sender patient and gives it its window back."""
+"""D-SACK (RFC 2883): what was sent again in vain makes the sender patient and gives it its window back; and we tell of it."""
 
 from array import array
 
 import pytest
 
 from shared.metrics import CELLS
+from tests.support.stack_bed import Bed
+from tests.support.tcp_peer import ACK, TcpPeer, read_segment
 from workers.stack.tcp.buffer import ChunkPool, SendBuffer
 from workers.stack.tcp.sender import Sender
 
@@ -77,3 +79,59 @@ def test_what_comes_late_again_and_again_is_waited_for(sender: Sender) -> None:
     before = sender.congestion.window
     overtake(sender, una, now + RTT)
     assert sender.congestion.window == before and not sender.has_work
+
+
+# what we tell of duplicates
+
+
+def told(bed: Bed, peer: TcpPeer, payload: bytes, at: int, flags: int = ACK) -> list[tuple[int, int]]:
+    """Have the client send `payload` at a stream offset; return the blocks of the one ACK that answers, as offsets."""
+    peer.emit(payload, peer.wire(at), flags, now=bed.now)
+    [answer] = bed.give(peer.sent.pop())
+    base = peer.wire(0)
+    return [(left - base, right - base) for left, right in read_segment(answer).sack]
+
+
+def test_text_that_came_before_is_told_once() -> None:
+    bed = Bed()
+    peer, upstream = bed.established()
+    assert told(bed, peer, b"a" * 100, 0, ACK) == []
+    assert told(bed, peer, b"a" * 100, 0) == [(0, 100)]
+    assert told(bed, peer, b"b" * 100, 100) == []
+    assert upstream.received == b"a" * 100 + b"b" * 100
+
+
+def test_text_that_is_partly_old_tells_the_old_part() -> None:
+    bed = Bed()
+    peer, upstream = bed.established()
+    told(bed, peer, b"a" * 100, 0)
+    assert told(bed, peer, b"a" * 50 + b"b" * 50, 50) == [(50, 100)]
+    assert upstream.received == b"a" * 100 + b"b" * 50
+
+
+def test_text_that_is_held_already_is_told_before_the_block_that_holds_it() -> None:
+    bed = Bed()
+    peer, _ = bed.established()
+    assert told(bed, peer, b"c" * 300, 1000) == [(1000, 1300)]
+    assert told(bed, peer, b"d" * 100, 2000) == [(2000, 2100), (1000, 1300)]
+    assert told(bed, peer, b"c" * 100, 1100) == [(1100, 1200), (1000, 1300), (2000, 2100)]
+    assert told(bed, peer, b"d" * 100, 2100) == [(2000, 2200), (1000, 1300)]
+
+
+def test_application_without_sack_is_told_nothing() -> None:
+    bed = Bed()
+    peer, _ = bed.established(sack=False)
+    told(bed, peer, b"a" * 100, 0)
+    assert told(bed, peer, b"a" * 100, 0) == []
+
+
+def test_each_segment_out_of_order_is_acknowledged() -> None:
+    bed = Bed()
+    peer, _ = bed.established()
+    for at in (100, 200, 300):
+        peer.emit(b"x" * 100, peer.wire(at), ACK, now=bed.now)
+    batch, peer.sent = peer.sent, []
+    answers = [read_segment(packet) for packet in bed.give(*batch)]
+    assert [answer.ack for answer in answers] == [peer.wire(0)] * 3
+    assert [len(answer.sack) for answer in answers] == [1, 1, 1]
+    assert [answer.sack[0][1] for answer in answers] == [peer.wire(200), peer.wire(300), peer.wire(400)]

@@ -1,4 +1,4 @@
-"""What a worker gives up before it reads its first packet (Linux).
+"""What a worker, or the HTTP process, gives up before it reads its first packet or request (Linux).
 
 It becomes an unprivileged user of its own, can gain nothing back (no_new_privs), and dies with the master.
 """
