@@ -1,4 +1,4 @@
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench crash clean
 
 demo:  ## the whole path on an embedded proxy, in private namespaces
 	bash .ci/demo
@@ -12,6 +12,10 @@ check:  ## what CI runs: ruff, mypy, tests
 bench:  ## the engine beside its peers; about 30 minutes
 	bash .ci/setup bench
 	.venv/bin/python -m loadtests.bench
+
+crash:  ## kills and breaks everything, again and again; ends with one table; about 30 minutes, needs root
+	bash .ci/setup test
+	.venv/bin/python -m loadtests.crash
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results

@@ -38,7 +38,7 @@ __all__ = ["apply", "renew", "undo"]
 QUEUE_LENGTH = 1000
 """Packets that wait while the engine is busy: the default of Ethernet; that of a tun is 500."""
 IPV6_MTU_MIN = 1280  # bytes, RFC 8200 (5); the kernel takes IPv6 away from an interface with less
-ADDR_GEN_MODE_NONE = "1"  # IN6_ADDR_GEN_MODE_NONE, include/uapi/linux/if_link.h
+ADDR_GEN_MODE_NONE = 1  # IN6_ADDR_GEN_MODE_NONE, include/uapi/linux/if_link.h
 # rp_filter in Documentation/networking/ip-sysctl.rst; the larger of conf/all and conf/INTERFACE counts
 RP_FILTER_STRICT, RP_FILTER_LOOSE = "1", "2"
 
@@ -69,8 +69,6 @@ def _apply(plan: NetworkPlan, netlink: Netlink, journal: Journal) -> list[str]:
     if index is None:
         raise NetworkError(f"There is no interface {plan.interface!r} in this network namespace.")
     journal.begin(Owner(interface=plan.interface, index=index, namespace=_namespace(), boot=_boot()))
-    if 6 in families:
-        _forbid_link_local(plan.interface)
     try:
         for change in _changes(netlink, plan, families, index):
             _make_recorded(netlink, journal, change, index)
@@ -173,27 +171,18 @@ def _boot() -> str:
     return proc_sys("kernel/random/boot_id").read_text().strip()
 
 
-def _forbid_link_local(interface: str) -> None:
-    """Keep the kernel from giving the tun a link-local address and soliciting routers: there is nobody to answer.
-
-    Not in the journal: it goes with the tun, and putting it back would give the tun that address.
-    """
-    try:
-        proc_sys(f"net/ipv6/conf/{interface}/addr_gen_mode").write_text(ADDR_GEN_MODE_NONE)
-    except OSError:
-        pass  # /proc/sys is read-only in many containers; then the stack drops a few router solicitations
-
-
 def _changes(netlink: Netlink, plan: NetworkPlan, families: list[Family], index: int) -> Iterator[Change]:
     """Give the changes in order; each `before` is read when its turn comes."""
     yield from plan_kill_switch(plan)
     # Packets of every source come out of the tun, whatever the way back to that source is.
     rp_filter = f"net/ipv4/conf/{plan.interface}/rp_filter"
-    before = proc_sys(rp_filter).read_text().strip()
-    if max(before, proc_sys("net/ipv4/conf/all/rp_filter").read_text().strip()) == RP_FILTER_STRICT:
-        yield Sysctl(path=rp_filter, before=before, after=RP_FILTER_LOOSE)
-    after = LinkState(mtu=plan.mtu, queue_length=QUEUE_LENGTH, up=True)
-    yield Link(before=netlink.link_state(index), after=after)
+    own = proc_sys(rp_filter).read_text().strip()
+    if max(own, proc_sys("net/ipv4/conf/all/rp_filter").read_text().strip()) == RP_FILTER_STRICT:
+        yield Sysctl(path=rp_filter, before=own, after=RP_FILTER_LOOSE)
+    before = netlink.link_state(index)
+    # No link-local address and no soliciting of routers: there is nobody to answer.
+    mode = ADDR_GEN_MODE_NONE if 6 in families else before.addr_gen_mode
+    yield Link(before=before, after=LinkState(mtu=plan.mtu, queue_length=QUEUE_LENGTH, up=True, addr_gen_mode=mode))
     for family in families:
         yield from plan_addresses(plan, family)
         yield from plan_routes(plan, family)

@@ -78,6 +78,7 @@ class Netlink:
             mtu=message.get_attr("IFLA_MTU"),
             queue_length=message.get_attr("IFLA_TXQLEN"),
             up=bool(message["flags"] & IFF_UP),
+            addr_gen_mode=_addr_gen_mode(message),
         )
 
     def rule_priorities(self, family: Family) -> list[int]:
@@ -179,6 +180,10 @@ class Netlink:
                     value.write_text(change.before)
 
     def _set_link(self, index: int, state: LinkState) -> None:
+        if state.addr_gen_mode is not None and self.link_state(index).addr_gen_mode not in (None, state.addr_gen_mode):
+            # In a message of its own: it must stand before the interface is up. By /proc/sys it would take effect at once.
+            mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", state.addr_gen_mode)]}
+            self._route.link("set", index=index, IFLA_AF_SPEC={"attrs": [("AF_INET6", mode)]})
         self._route.link(
             "set", index=index, mtu=state.mtu, txqlen=state.queue_length, state="up" if state.up else "down"
         )
@@ -260,6 +265,13 @@ def _read_rule(message: Any) -> Rule | None:
         mark=attributes.get("FRA_FWMARK"),
         suppress_prefix_length=None if suppress == 0xFFFFFFFF else suppress,
     )
+
+
+def _addr_gen_mode(message: Any) -> int | None:
+    families = message.get_attr("IFLA_AF_SPEC")
+    inet6 = families.get_attr("AF_INET6") if families is not None else None
+    mode: int | None = inet6.get_attr("IFLA_INET6_ADDR_GEN_MODE") if inet6 is not None else None
+    return mode
 
 
 def _destination(message: Any) -> str:

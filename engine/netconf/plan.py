@@ -129,6 +129,8 @@ class LinkState(msgspec.Struct, frozen=True, kw_only=True):
     queue_length: int
     """Packets that wait for the engine."""
     up: bool
+    addr_gen_mode: int | None = None
+    """How the kernel makes IPv6 link-local addresses (include/uapi/linux/if_link.h); None: the interface has no IPv6."""
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True, tag="link"):

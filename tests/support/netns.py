@@ -118,6 +118,7 @@ class Namespace:
             state["nft"] = subprocess.run(["nft", "-s", "list", "ruleset"], capture_output=True, text=True).stdout
             # /proc/sys/net shows the namespace of the thread that reads it.
             state["sysctl"] = {str(path): path.read_text() for path in _parameters()}
+        state["resolver"] = Path("/etc/resolv.conf").read_bytes()
         return state
 
 
@@ -135,14 +136,13 @@ def _enter(namespace: int) -> None:
 
 
 def _parameters() -> list[Path]:
+    """All that can be read of the interfaces and of the namespace itself."""
     net = Path("/proc/sys/net")
-    return [
-        net / "ipv4/ip_forward",
-        *sorted(net.glob("ipv4/conf/*/rp_filter")),
-        *sorted(net.glob("ipv4/conf/*/forwarding")),
-        *sorted(net.glob("ipv6/conf/*/disable_ipv6")),
-        *sorted(net.glob("ipv6/conf/*/forwarding")),
-    ]
+    found = [*net.glob("ipv4/*"), *net.glob("ipv6/*"), *net.glob("ipv[46]/conf/*/*")]
+    return sorted(path for path in found if path.name not in _UNREADABLE and path.is_file())
+
+
+_UNREADABLE = ("stable_secret", "route_flush", "flush", "tcp_fastopen_key")
 
 
 @contextmanager

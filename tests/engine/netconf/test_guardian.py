@@ -4,85 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from tests.engine.netconf.machine import plan
 from tests.support.netns import TARGET_V4, Namespace, Topology, ip, wait_until
-
-MASTER = """
-import asyncio, sys
-from pathlib import Path
-import msgspec, uvloop
-from engine.netconf import Network, NetworkError
-from engine.netconf.plan import NetworkPlan
-from engine.tun import open_tun
-
-async def main() -> None:
-    run_dir, plan, last_step = Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=NetworkPlan), sys.argv[3]
-    tun = open_tun("tun0", mtu=1500)
-    network = Network(run_dir)
-    await network.start_guardian()
-    print("guarded", flush=True)
-    if last_step == "guarded":
-        await asyncio.Event().wait()
-    await network.apply(plan)
-    print("applied", flush=True)
-    if last_step == "applied":
-        await asyncio.Event().wait()
-    await asyncio.to_thread(sys.stdin.readline)
-    await network.restore()
-    print("restored", flush=True)
-
-uvloop.run(main())
-"""
-
-
-class Master:
-    """A master in the client's namespace that goes on until `last_step`."""
-
-    def __init__(self, process: subprocess.Popen[str], run_dir: Path) -> None:
-        self.process = process
-        self.run_dir = run_dir
-
-    def expect(self, line: str) -> None:
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == f"{line}\n"
-
-    def helpers(self) -> list[int]:
-        """Pids of the guardian and of helpers at work."""
-        mark = b"--run-dir\0" + os.fsencode(self.run_dir) + b"\0"
-        return [pid for pid in pids() if mark in command_line(pid)]
-
-    def guardian(self) -> int:
-        (pid,) = (pid for pid in self.helpers() if b"engine.netconf.guardian" in command_line(pid))
-        return pid
-
-    def helper(self) -> int:
-        (pid,) = (pid for pid in self.helpers() if b"\0apply\0" in command_line(pid))
-        return pid
-
-    def changes(self) -> int:
-        """How many lines the journal has now."""
-        try:
-            return (self.run_dir / "network.journal").read_bytes().count(b"\n")
-        except FileNotFoundError:
-            return 0
-
-
-def pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
+from tests.support.network_master import Master, network_master, pids
 
 
 def waits_for_a_lock(pid: int) -> bool:
@@ -97,13 +26,8 @@ def keep_tun(client: Namespace) -> None:
         ip("tuntap", "add", "tun0", "mode", "tun")
 
 
-@contextmanager
-def master(client: Namespace, run_dir: Path, last_step: str) -> Iterator[Master]:
-    arguments = (sys.executable, "-P", "-c", MASTER, str(run_dir), msgspec.json.encode(plan()).decode(), last_step)
-    with client.process(
-        *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
-        yield Master(process, run_dir)
+def master(client: Namespace, run_dir: Path, last_step: str) -> AbstractContextManager[Master]:
+    return network_master(client, run_dir, plan(), last_step)
 
 
 @pytest.mark.e2e
@@ -223,9 +147,7 @@ def test_clean_stop(net: Topology, tmp_path: Path, guardian_lives: bool) -> None
         running.expect("applied")
         if not guardian_lives:
             os.kill(running.guardian(), signal.SIGKILL)
-        assert running.process.stdin is not None
-        running.process.stdin.write("\n")
-        running.process.stdin.flush()
+        running.go_on()
         running.expect("restored")
         assert running.process.wait() == 0
         assert running.helpers() == []
