@@ -1,0 +1,23 @@
+"""What a configuration is checked against: the interfaces and files of this machine. An argument, so that loading is pure."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Machine", "this_machine"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine that the configuration is for."""
+
+    interfaces: frozenset[str]
+    """Names of its network interfaces."""
+    read: Callable[[Path], bytes]
+    """Read a file; raises OSError."""
+
+
+def this_machine() -> Machine:
+    """Return the machine (the network namespace) that this process is in."""
+    return Machine(frozenset(name for _, name in socket.if_nameindex()), Path.read_bytes)
