@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.netconf import NetworkError
 from engine.netconf.journal import Journal, open_journal
 from engine.netconf.kill_switch import admit, dismiss
-from engine.netconf.plan import Bypass, KillSwitch, Route, plan_bypass
+from engine.netconf.plan import Bypass, Family, KillSwitch, Route, plan_bypass
 from engine.netconf.throw import ThrowRoutes, open_throw_routes
 
 __all__ = ["BYPASS_MAX", "add_bypass", "remove_bypass"]
@@ -59,8 +59,11 @@ def remove_bypass(run_dir: Path, addresses: Iterable[str]) -> None:
 
 
 def _plan(journal: Journal, addresses: Iterable[str]) -> list[Bypass]:
-    routes = (change for change in journal.pending.values() if isinstance(change, Route))
-    return plan_bypass(addresses, {route.family: route.table for route in routes})
+    tables: dict[Family, int] = {}
+    for route in journal.pending.values():
+        if isinstance(route, Route):  # of the two tables, the one of sockets comes after ours (plan.socket_table)
+            tables[route.family] = min(route.table, tables.get(route.family, route.table))
+    return plan_bypass(addresses, tables)
 
 
 def _kill_switch(journal: Journal) -> KillSwitch | None:

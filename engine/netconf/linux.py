@@ -31,6 +31,8 @@ from engine.netconf.plan import (
     plan_kill_switch,
     plan_routes,
     plan_rules,
+    plan_socket_routes,
+    socket_table,
 )
 
 __all__ = ["apply", "renew", "undo"]
@@ -152,15 +154,16 @@ def _refuse_foreign_rules(netlink: Netlink, plan: NetworkPlan, families: list[Fa
 
 
 def _refuse_foreign_routes(netlink: Netlink, plan: NetworkPlan, families: list[Family]) -> None:
-    """Raise NetworkError when somebody else's routes are in our table: they might win over ours."""
+    """Raise NetworkError when somebody else's routes are in our tables: they might win over ours."""
     for family in families:
-        destinations = netlink.routes_of_table(family, plan.table)
-        if destinations:
-            raise NetworkError(
-                f"The IPv{family} route table {plan.table} holds a route to {destinations[0]} that is not ours (sing-box uses "
-                f"the same table): stop the program that made it, or remove it with `ip -{family} route flush table "
-                f"{plan.table}`."
-            )
+        for table in plan.table, socket_table(plan.table):
+            destinations = netlink.routes_of_table(family, table)
+            if destinations:
+                raise NetworkError(
+                    f"The IPv{family} route table {table} holds a route to {destinations[0]} that is not ours (sing-box uses "
+                    f"the table 2022 too): stop the program that made it, or remove it with `ip -{family} route flush table "
+                    f"{table}`."
+                )
 
 
 def _namespace() -> int:
@@ -185,6 +188,7 @@ def _changes(netlink: Netlink, plan: NetworkPlan, families: list[Family], index:
     yield Link(before=before, after=LinkState(mtu=plan.mtu, queue_length=QUEUE_LENGTH, up=True, addr_gen_mode=mode))
     for family in families:
         yield from plan_addresses(plan, family)
+        yield from plan_socket_routes(plan, family)
         yield from plan_routes(plan, family)
     yield from plan_bypass(plan.bypass, dict.fromkeys(families, plan.table))
     for family in families:

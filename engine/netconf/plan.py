@@ -19,6 +19,7 @@ __all__ = [
     "Address",
     "Bypass",
     "Change",
+    "Family",
     "KillSwitch",
     "Link",
     "LinkState",
@@ -32,6 +33,8 @@ __all__ = [
     "plan_kill_switch",
     "plan_routes",
     "plan_rules",
+    "plan_socket_routes",
+    "socket_table",
 ]
 
 Family = Literal[4, 6]
@@ -219,6 +222,22 @@ def plan_routes(plan: NetworkPlan, family: Family) -> list[Route]:
     return [Route(family=family, destination=text, table=plan.table) for text in plan.routes if _family(text) == family]
 
 
+def socket_table(table: int) -> int:
+    """Return the table for sockets that have the tun's address: all their packets go into the tun, whatever bypasses it.
+
+    A host that begins to bypass the tun may have connections through it, which leave by no other way with that address.
+    """
+    return table + 1
+
+
+def plan_socket_routes(plan: NetworkPlan, family: Family) -> list[Route]:
+    """Return the routes of `socket_table`; none when the family's traffic is not routed."""
+    if not plan_routes(plan, family):
+        return []
+    everything = "0.0.0.0/0" if family == 4 else "::/0"
+    return [Route(family=family, destination=everything, table=socket_table(plan.table))]
+
+
 def plan_bypass(addresses: Iterable[str], tables: Mapping[Family, int]) -> list[Bypass]:
     """Return what lets `addresses` leave beside the tun; `tables` has our route table of each family that is routed.
 
@@ -247,7 +266,7 @@ def plan_rules(plan: NetworkPlan, family: Family) -> list[Rule]:
       1  marked sockets                                  leave
       2  what comes out of the tun                       leaves: it is not sent back into it
       3  main table, without its default route           LAN and every specific route stay as they are
-      4  sockets that already have the tun's address     tun
+      4  sockets that already have the tun's address     tun, by a table of their own (`socket_table`)
       5-7  other local sockets                           tun if new; those bound to another address of this machine, such
                                                          as replies to inbound ssh, leave
       8  forwarded packets of other machines             tun
@@ -264,7 +283,13 @@ def plan_rules(plan: NetworkPlan, family: Family) -> list[Rule]:
     rules.append(Rule(family=family, priority=first + 2, iif=plan.interface, goto=end))
     rules.append(Rule(family=family, priority=first + 3, table=TABLE_MAIN, suppress_prefix_length=0))
     rules.extend(
-        Rule(family=family, priority=first + 4, source=_host_prefix(own.address), iif="lo", table=plan.table)
+        Rule(
+            family=family,
+            priority=first + 4,
+            source=_host_prefix(own.address),
+            iif="lo",
+            table=socket_table(plan.table),
+        )
         for own in plan_addresses(plan, family)
     )
     rules.extend(_unbound_socket_rules(family, first, end, plan.table))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.netconf.bypass import add_bypass
 from tests.support.engine import Engine, running_engine
 from tests.support.netns import CLIENT_V4, CLIENT_V6, OTHER_TARGET_V4, PROXY_V4, TARGET_V4, TARGET_V6, Topology
 from tests.support.sockets import connect, flow, listening, tcp_server, udp_socket
@@ -123,3 +124,26 @@ def test_engine_enters_the_namespace_it_is_told(net: Topology, run_dir: Path) ->
         app.close()
         peer.close()
         assert opened(engine) == 1
+
+
+@pytest.mark.parametrize("host", [TARGET_V4, TARGET_V6], ids=["ipv4", "ipv6"])
+def test_flow_outlives_the_moment_in_which_its_destination_is_routed_around_the_tun(
+    net: Topology, run_dir: Path, host: str
+) -> None:
+    """It has the tun's address, with which nothing would come back from elsewhere."""
+    with (
+        embedded(net.internet) as url,
+        running_engine(net.client, run_dir, proxy=url),
+        listening(net, host) as server,
+    ):
+        app, peer = flow(net, server)
+        with app, peer:
+            with net.client.entered():
+                assert add_bypass(run_dir, [host]) == 0
+            app.sendall(b"still here")
+            assert peer.recv(100) == b"still here"
+            peer.sendall(b"so am I")
+            assert app.recv(100) == b"so am I"
+            later, later_peer = flow(net, server)
+            with later, later_peer:
+                assert later_peer.getpeername()[0] in (CLIENT_V4, CLIENT_V6), "past the proxy"

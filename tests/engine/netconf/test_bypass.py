@@ -12,7 +12,7 @@ from engine.netconf import NetworkError, bypass
 from engine.netconf.bypass import add_bypass, remove_bypass
 from engine.netconf.network import Network
 from tests.engine.netconf.machine import TUN_V4, UPSTREAM, Helper, plan, tun
-from tests.support.netns import TARGET_V4, TARGET_V6, Namespace, Topology, ip
+from tests.support.netns import TARGET_V4, TARGET_V6, Namespace, Topology, ip, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -29,7 +29,7 @@ def helper(net: Topology, tmp_path: Path) -> Iterator[Helper]:
         assert helper.apply(plan()).returncode == 0
         yield helper
         assert helper.undo().returncode == 0
-        assert net.client.snapshot() == before
+        wait_until(lambda: net.client.snapshot() == before, what="the network as it was before")
         assert helper.left_in_run_dir() == []
 
 

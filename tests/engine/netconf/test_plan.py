@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.netconf import NetworkError
-from engine.netconf.plan import NetworkPlan, Rule, build_plan, plan_addresses, plan_routes, plan_rules
+from engine.netconf.plan import (
+    NetworkPlan,
+    Route,
+    Rule,
+    build_plan,
+    plan_addresses,
+    plan_routes,
+    plan_rules,
+    plan_socket_routes,
+)
 
 Address = IPv4Address | IPv6Address
 
@@ -78,6 +87,12 @@ def test_family_without_address_is_not_routed() -> None:
     assert plan_rules(made, 4)
 
 
+def test_sockets_of_the_tun_have_a_table_without_exceptions() -> None:
+    made = plan(addresses=[V4], exclude=["203.0.113.0/24"])
+    assert plan_socket_routes(made, 4) == [Route(family=4, destination="0.0.0.0/0", table=2023)]
+    assert plan_socket_routes(made, 6) == []
+
+
 def test_rules_v4() -> None:
     made = plan(own_uid=990, own_mark=0x2024)
     assert plan_rules(made, 4) == [
@@ -86,7 +101,7 @@ def test_rules_v4() -> None:
         Rule(family=4, priority=9001, mark=0x2024, goto=9010),
         Rule(family=4, priority=9002, iif="tun0", goto=9010),
         Rule(family=4, priority=9003, table=254, suppress_prefix_length=0),
-        Rule(family=4, priority=9004, source="172.19.0.1/32", iif="lo", table=2022),
+        Rule(family=4, priority=9004, source="172.19.0.1/32", iif="lo", table=2023),
         Rule(family=4, priority=9005, source="0.0.0.0/32", iif="lo", table=2022),
         Rule(family=4, priority=9008, iif="lo", invert=True, table=2022),
     ]
@@ -94,7 +109,7 @@ def test_rules_v4() -> None:
 
 def test_rules_v6_let_sockets_with_a_source_leave() -> None:
     assert plan_rules(plan(), 6)[3:] == [
-        Rule(family=6, priority=9004, source="fdfe:dcba:9876::1/128", iif="lo", table=2022),
+        Rule(family=6, priority=9004, source="fdfe:dcba:9876::1/128", iif="lo", table=2023),
         Rule(family=6, priority=9005, source="::/1", iif="lo", goto=9010),
         Rule(family=6, priority=9006, source="8000::/1", iif="lo", goto=9010),
         Rule(family=6, priority=9007, iif="lo", table=2022),
