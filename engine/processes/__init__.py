@@ -83,7 +83,7 @@ class ProcessTable(Protocol):
         """Return the TCP socket that a connection to `address` would reach: some microseconds."""
 
     def listeners(self) -> list[Socket]:
-        """Return all listening TCP sockets: some hundred microseconds."""
+        """Return all listening TCP sockets. Call it in a thread."""
 
     def connections(self, network: Network) -> list[Socket]:
         """Return all connected sockets. Call it in a thread."""
@@ -102,6 +102,9 @@ class ProcessTable(Protocol):
 
     def descendants(self, pid: int) -> list[int]:
         """Return the children of a process, theirs, and so on. Call it in a thread."""
+
+    def uid_of(self, pid: int) -> int | None:
+        """Return the effective user of a process; None when it is gone."""
 
     def arguments(self, pid: int) -> tuple[str, ...]:
         """Return the command line of a process, empty when it has none."""

@@ -46,7 +46,7 @@ class LinuxProcessTable:
 
     def listeners(self) -> list[Socket]:
         """See ProcessTable.listeners."""
-        return self._quick.listeners()
+        return self._slow.listeners()
 
     def connections(self, network: Network) -> list[Socket]:
         """See ProcessTable.connections."""
@@ -94,6 +94,10 @@ class LinuxProcessTable:
     def descendants(self, pid: int) -> list[int]:
         """See ProcessTable.descendants."""
         return proc.descendants(pid)
+
+    def uid_of(self, pid: int) -> int | None:
+        """See ProcessTable.uid_of."""
+        return proc.uid_of(pid)
 
     def arguments(self, pid: int) -> tuple[str, ...]:
         """See ProcessTable.arguments."""

@@ -1,0 +1,138 @@
+"""The loop guard: answers workers, learns the servers of local proxies, and routes them around the tun."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from time import monotonic
+from typing import Protocol
+
+from engine.loop_guard.proxies import Endpoint, LocalProxies
+from engine.loop_guard.servers import UNUSED_FOR, LearnedServers
+from engine.netconf import NetworkError
+from engine.processes import FlowTuple, ProcessError, Socket
+from engine.processes.finder import ProcessFinder
+
+__all__ = ["Bypassing", "LoopGuard"]
+
+log = logging.getLogger(__name__)
+
+DNS_PORT = 53
+"""Servers asked there are the machine's resolvers, which applications ask too: they are not taken for the proxy's own."""
+CHANGES_MAX = 256
+"""Changes of routes that may wait for the disk."""
+EXPIRE_INTERVAL = UNUSED_FOR / 4  # seconds
+
+
+class Bypassing(Protocol):
+    """What of engine.netconf.Network routes hosts around the tun."""
+
+    async def bypass(self, addresses: Iterable[str]) -> None:
+        """Let these addresses leave beside the tun. Raises NetworkError."""
+
+    async def end_bypass(self, addresses: Iterable[str]) -> None:
+        """Lead them into the tun again. Raises NetworkError."""
+
+
+class LoopGuard:
+    """Tells the flows of local proxies from those of applications. `clock` gives monotonic seconds."""
+
+    def __init__(self, finder: ProcessFinder, network: Bypassing, *, clock: Callable[[], float] = monotonic) -> None:
+        self._finder = finder
+        self._network = network
+        self._clock = clock
+        self._proxies = LocalProxies(finder, ())
+        self._servers = LearnedServers()
+        # Addresses, and whether they are to bypass the tun. While it is full nothing is learned: it is at a later flow.
+        self._changes: asyncio.Queue[tuple[bytes, bool]] = asyncio.Queue()
+        self._fake: tuple[IPv4Network | IPv6Network, ...] = ()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._failed = False
+
+    def start(self, upstreams: Iterable[Endpoint], *, fake_ranges: Iterable[str] = ()) -> None:
+        """Begin to guard the proxies at these local endpoints. Again after a reload: what was learned is kept.
+
+        `fake_ranges`: prefixes whose addresses stand for names; they are nobody's server.
+        """
+        self._fake = tuple(map(ip_network, fake_ranges))
+        self._proxies.close()
+        self._proxies = LocalProxies(self._finder, upstreams)
+        loop = asyncio.get_running_loop()
+        if not self._tasks:
+            self._tasks = [
+                loop.create_task(self._apply_changes(), name="bypass"),
+                loop.create_task(self._expire_for_ever(), name="expire servers"),
+            ]
+
+    async def close(self) -> None:
+        """Stop. Routes are left to Network.restore."""
+        self._proxies.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def is_proxys_own(self, flow: FlowTuple) -> bool:
+        """Tell whether a flow that came out of the tun is the proxy's own; if so, learn from it."""
+        now = self._clock()
+        sock = await self._owned_socket(flow)
+        if sock is None:
+            self._servers.asked_for(flow.destination, now)
+            return False
+        if self._may_be_server(flow):
+            udp_socket = sock.inode if flow.network == "udp" else None
+            if self._servers.contacted(flow.destination, now, udp_socket=udp_socket):
+                self._changes.put_nowait((flow.destination, True))
+                for address in self._servers.surplus():
+                    self._changes.put_nowait((address, False))
+        return True
+
+    def _may_be_server(self, flow: FlowTuple) -> bool:
+        if flow.destination_port == DNS_PORT or self._changes.qsize() >= CHANGES_MAX:
+            return False
+        address = ip_address(flow.destination)
+        return not any(address in fake for fake in self._fake)
+
+    async def _owned_socket(self, flow: FlowTuple) -> Socket | None:
+        """Return the flow's socket if one of the proxies holds it."""
+        try:
+            sock = await self._finder.find_socket(flow)
+            return sock if sock is not None and await self._proxies.owns(sock) else None
+        except ProcessError as error:
+            if not self._failed:
+                self._failed = True
+                log.warning("%s The proxy on this machine must be let out by a rule.", error)
+            return None
+
+    async def _apply_changes(self) -> None:
+        """Change routes one after the other: the order counts, and each is written to disk first."""
+        while True:
+            address, around = await self._changes.get()
+            host = str(ip_address(address))
+            try:
+                if around:
+                    await self._network.bypass([host])
+                    log.info("%s is a server of the proxy on this machine: it is routed around the tun", host)
+                else:
+                    await self._network.end_bypass([host])
+                    log.info("%s is no longer used by the proxy: it goes through the tun again", host)
+            except NetworkError as error:
+                log.warning("%s", error)
+
+    async def _expire_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRE_INTERVAL)
+            if self._servers:
+                await self.expire()
+
+    async def expire(self) -> None:
+        """Give up the servers that the proxy no longer uses."""
+        try:
+            await self._proxies.look()
+            connections = await self._finder.in_thread(self._finder.table.connections, "tcp")
+            connections += await self._finder.in_thread(self._finder.table.connections, "udp")
+        except ProcessError:
+            return
+        sockets = self._proxies.sockets
+        connected = {found.remote for found in connections if found.inode in sockets}
+        for address in self._servers.expire(connected, sockets, self._clock()):
+            self._changes.put_nowait((address, False))

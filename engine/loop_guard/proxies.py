@@ -1,0 +1,203 @@
+"""The processes behind local upstreams: whoever listens at their addresses, and their children.
+
+Nothing is watched. The listening socket is asked for at each question, which takes microseconds; when it is another than
+before, the proxy has started or restarted, and its processes are looked for again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from engine.processes import Socket
+from engine.processes.finder import ProcessFinder
+from shared.process import ProcessInfo
+
+__all__ = ["Endpoint", "LocalProxies", "dynamic_forwards"]
+
+log = logging.getLogger(__name__)
+
+Endpoint = tuple[bytes, int]
+"""Packed address and port of an upstream on this machine."""
+
+INIT = 1
+"""It holds the sockets of socket-activated services too, and everything is its child."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Proxy:
+    """Who listens at one endpoint."""
+
+    listeners: frozenset[int]
+    """Inodes of the listening sockets: more than one where they share the port (SO_REUSEPORT)."""
+    pids: tuple[int, ...]
+    """Who holds them; empty when that could not be found out."""
+    process: ProcessInfo
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What one look has found."""
+
+    proxies: Mapping[Endpoint, _Proxy]
+    uids: frozenset[int]
+    """Users of the proxies, of their descendants and of the listening sockets."""
+    sockets: frozenset[int]
+    """Inodes of all their sockets."""
+
+
+_NOTHING = _View({}, frozenset(), frozenset())
+
+
+class LocalProxies:
+    """Tells the sockets of the proxies at `endpoints` from all others."""
+
+    def __init__(self, finder: ProcessFinder, endpoints: Iterable[Endpoint]) -> None:
+        self._finder = finder
+        self._endpoints = tuple(endpoints)
+        self._view = _NOTHING
+        self._former: dict[Endpoint, _Proxy] = {}  # as they were when they stopped listening
+        self._look_now: asyncio.Task[None] | None = None
+        self._look_next: asyncio.Task[None] | None = None
+
+    @property
+    def sockets(self) -> frozenset[int]:
+        """Inodes of the proxies' sockets at the last look."""
+        return self._view.sockets
+
+    async def owns(self, sock: Socket) -> bool:
+        """Tell whether a socket belongs to one of the proxies, or to one that is about to start. Raises ProcessError."""
+        listening = {endpoint: self._finder.table.listener(*endpoint) for endpoint in self._endpoints}
+        silent = [endpoint for endpoint, listener in listening.items() if listener is None]
+        if len(silent) < len(listening):
+            if any(listener and self._is_new(endpoint, listener) for endpoint, listener in listening.items()):
+                await self.look()
+            if sock.inode in self._view.sockets:
+                return True
+            if sock.uid in self._view.uids:
+                await self.look()
+                if sock.inode in self._view.sockets:
+                    return True
+        return bool(silent) and await self._is_starting(sock, silent)
+
+    def _is_new(self, endpoint: Endpoint, listener: Socket) -> bool:
+        known = self._view.proxies.get(endpoint)
+        return known is None or listener.inode not in known.listeners
+
+    async def look(self) -> None:
+        """Look at the proxies' processes and sockets. Those who call while a look is under way share the next one."""
+        if self._look_next is None:
+            self._look_next = asyncio.get_running_loop().create_task(self._look_after(self._look_now), name="look")
+        await asyncio.shield(self._look_next)
+
+    def close(self) -> None:
+        """Give up looking; whoever waits is cancelled."""
+        for task in self._look_now, self._look_next:
+            if task is not None:
+                task.cancel()
+
+    async def _look_after(self, previous: asyncio.Task[None] | None) -> None:
+        if previous is not None:
+            await asyncio.wait((previous,))
+        self._look_now, self._look_next = self._look_next, None
+        before = self._view.proxies
+        self._view = await self._finder.in_thread(self._examine, before)
+        now = self._view.proxies
+        self._former.update((endpoint, proxy) for endpoint, proxy in before.items() if endpoint not in now)
+        for endpoint, proxy in now.items():
+            if proxy.pids and (endpoint not in before or before[endpoint].pids != proxy.pids):
+                log.info("%s: its own traffic leaves directly", _describe(endpoint, proxy))
+
+    # in the thread
+
+    def _examine(self, before: Mapping[Endpoint, _Proxy]) -> _View:
+        table = self._finder.table
+        all_listeners = table.listeners()
+        proxies: dict[Endpoint, _Proxy] = {}
+        sockets: dict[int, set[int]] = {}  # by process
+        uids: set[int] = set()
+        for endpoint in self._endpoints:
+            listeners = _reached(endpoint, all_listeners)
+            if listeners:
+                proxy = proxies[endpoint] = self._identify(listeners, before.get(endpoint), sockets)
+                uids.update(listener.uid for listener in listeners)
+                for pid in proxy.pids:
+                    for child in table.descendants(pid):
+                        if child not in sockets:
+                            sockets[child] = table.sockets_of(child)
+        uids.update(uid for pid in sockets if (uid := table.uid_of(pid)) is not None)
+        return _View(proxies, frozenset(uids), frozenset().union(*sockets.values()))
+
+    def _identify(self, listeners: list[Socket], known: _Proxy | None, sockets: dict[int, set[int]]) -> _Proxy:
+        """Find who holds the listening sockets, first among those known before; add the sockets of the processes found."""
+        table = self._finder.table
+        inodes = frozenset(listener.inode for listener in listeners)
+        if known is not None and known.listeners == inodes:
+            for pid in known.pids:
+                sockets[pid] = table.sockets_of(pid)
+            # A daemon's first process listens, starts the one that stays, and ends: the socket is the same.
+            if known.pids and all(inodes & sockets[pid] for pid in known.pids):
+                return known
+        pids = sorted({pid for inode in inodes for pid in table.all_holders(inode)} - {INIT})
+        for pid in pids:
+            sockets[pid] = table.sockets_of(pid)
+        first = pids[0] if pids else None
+        process = table.describe(first, listeners[0].uid)
+        return _Proxy(inodes, tuple(pids), process, table.arguments(first) if first is not None else ())
+
+    # proxies that do not listen yet
+
+    async def _is_starting(self, sock: Socket, silent: list[Endpoint]) -> bool:
+        """Tell whether a socket is of a program that will listen at one of the `silent` endpoints.
+
+        `ssh -D` logs in before it listens, and others look their servers up first. Until then it is known by its command line:
+        it is that of the proxy which listened there before, or it is ssh and names the port.
+        """
+        known = [self._view.proxies.get(endpoint) or self._former.get(endpoint) for endpoint in silent]
+        process = await self._finder.owner(sock)
+        if process.pid is None:
+            return False
+        arguments = self._finder.table.arguments(process.pid)
+        if any(proxy and (process.path, arguments) == (proxy.process.path, proxy.arguments) for proxy in known):
+            return True
+        return process.name == "ssh" and not dynamic_forwards(arguments).isdisjoint(port for _, port in silent)
+
+
+def _reached(endpoint: Endpoint, listeners: Iterable[Socket]) -> list[Socket]:
+    """Return the sockets that a connection to the endpoint may reach: those bound to its address, else those of any."""
+    address, port = endpoint
+    at_port = [listener for listener in listeners if listener.local_port == port]
+    exact = [listener for listener in at_port if listener.local == address]
+    # A socket of any IPv6 address takes IPv4 too, unless it was told not to.
+    return exact or [one for one in at_port if not any(one.local) and len(one.local) >= len(address)]
+
+
+def _describe(endpoint: Endpoint, proxy: _Proxy) -> str:
+    name = proxy.process.name or "a program"
+    return f"the proxy at {ip_address(endpoint[0])} port {endpoint[1]} is {name} (pid {proxy.pids[0]})"
+
+
+_SSH_OPTIONS_WITH_VALUE = "BbcDEeFIiJLlmOoPpQRSWw"  # ssh(1)
+
+
+def dynamic_forwards(arguments: Iterable[str]) -> set[int]:
+    """Return the ports of -D and of DynamicForward in a command line of ssh(1)."""
+    ports: set[int] = set()
+    words = iter(tuple(arguments)[1:])
+    for word in words:
+        if not word.startswith("-"):
+            continue
+        for place, letter in enumerate(word[1:], start=2):
+            if letter in _SSH_OPTIONS_WITH_VALUE:
+                value = word[place:] or next(words, "")
+                if letter == "o" and value.lower().startswith("dynamicforward"):
+                    value = value[len("dynamicforward") :].strip(" =\t")
+                elif letter != "D":
+                    break
+                port = value.rpartition(":")[2].rpartition("/")[2]
+                if port.isdecimal():
+                    ports.add(int(port))
+                break
+    return ports
