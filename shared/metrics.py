@@ -86,6 +86,10 @@ class Cell(IntEnum):
     HEARTBEAT = 26
     """Monotonic milliseconds when the process last said that it lives."""
 
+    # rules
+    REJECTED = 27
+    """Connections and datagrams that a rule refused."""
+
     # owners of flows (engine/processes)
     PROCESS_LOOKUPS = 48
     PROCESS_UNKNOWN = 49
@@ -106,6 +110,8 @@ class Cell(IntEnum):
     DROP_STALE = 76
     DROP_BUFFER_LIMIT = 78
     DROP_HALF_OPEN = 79
+    DROP_RULE = 80
+    """Rejected without an answer."""
 
 
 DROPS: dict[Cell, str] = {

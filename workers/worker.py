@@ -17,13 +17,15 @@ import uvloop
 
 from shared import control
 from shared.channel import channel_to_master, receive_from_master, send_now
-from shared.config import WorkerConfig
+from shared.config import Policy, WorkerConfig
 from shared.log import configure_logging
 from shared.pool import Pool, PoolLayout
 from shared.privileges import drop_privileges
+from shared.rules.matcher import Compiler
 from workers.link import Link
 from workers.relay.relay import Relay
 from workers.stack.stack import Stack
+from workers.system_dns import SystemDns
 
 __all__ = ["run"]
 
@@ -61,14 +63,26 @@ async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool
     stopped = asyncio.Event()
 
     def on_control(message: control.FromMaster) -> None:
-        if isinstance(message, control.Stop):
-            stopped.set()
+        match message:
+            case control.Stop():
+                stopped.set()
+            case control.ProcessFound():
+                relay.processes.found(message)
+            case control.Reload():
+                channel.send(control.Reloaded(message.id, _load(relay, message.policy)))
+            case control.Select():
+                relay.select(message.group, message.member)
+            case control.Used():
+                relay.note_use(message.group)
+            case control.ListFlows():
+                relay.list_flows(message.id)
+            case control.CloseFlow():
+                relay.close_flow(message.flow)
+            case control.TestDelay():
+                relay.test_delay(message)
 
     # The end of the channel is the end of the master.
     channel = channel_to_master(loop, control_socket, on_control, stopped.set)
-
-    def on_udp_support(supported: bool, reason: str) -> None:
-        channel.send(control.UdpSupport(supported, reason))
 
     link = Link(
         loop,
@@ -80,7 +94,11 @@ async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool
         virtio=config.stack.offload,
         counters=counters,
     )
-    relay = Relay(loop, config, counters, on_udp_support)
+    relay = Relay(loop, config, counters, SystemDns(loop), channel.send)
+    failure = _load(relay, config.policy)
+    if failure is not None:
+        channel.send(control.Failed(failure))
+        stopped.set()
     stack = Stack(
         config.stack,
         transmit=link.transmit,
@@ -94,11 +112,21 @@ async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool
     stack.timers.on_earlier = link.rearm
 
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    link.start()
-    channel.send(control.Ready(os.getpid()))
+    if failure is None:
+        link.start()
+        channel.send(control.Ready(os.getpid()))
     await stopped.wait()
 
     link.close()
     stack.close(monotonic())
     relay.close()
     channel.close()
+
+
+def _load(relay: Relay, policy: Policy) -> str | None:
+    """Have new flows follow `policy`; returns what is wrong with it, in one sentence."""
+    try:
+        relay.load(policy, Compiler(policy.route.rule_sets))
+    except ValueError as error:
+        return str(error)
+    return None

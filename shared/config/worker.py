@@ -48,6 +48,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """At least one; tags are unique, group members exist, groups hold no circle (engine/config checks it)."""
     route: RouteConfig = RouteConfig()
     dns: DnsConfig = DnsConfig()
+    loop_guard: bool = False
+    """The proxy runs on this machine: the master is asked whose each new flow is, and the proxy's own go out directly."""
     counted: tuple[str, ...] = ()
     """Tags in the order of their rows in the counters (shared/metrics.py). A reload only appends: a row keeps its outbound."""
 

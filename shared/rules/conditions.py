@@ -55,7 +55,7 @@ class Look:
 
     def __init__(self, flow: Flow, names: NameTable, addresses: AddressTable) -> None:
         self.flow = flow
-        self.host = flow.domain or ""
+        self.host = flow.domain or flow.destination_name or ""
         self.source_hits = addresses.find(flow.source)
         hits = names.find(self.host) if self.host else 0
         if flow.destination:

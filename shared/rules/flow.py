@@ -1,12 +1,22 @@
 """What rules can see of a flow. Filled step by step: addresses at once, names and processes only when a rule asks."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from shared.process import ProcessInfo
 
-__all__ = ["Flow"]
+__all__ = ["Ends", "Flow"]
+
+
+class Ends(NamedTuple):
+    """A flow as its packets name it, seen from the application. Addresses are packed, 4 or 16 bytes."""
+
+    network: Literal["tcp", "udp"]
+    source: bytes
+    source_port: int
+    destination: bytes
+    destination_port: int
 
 
 class Flow(msgspec.Struct, kw_only=True):
@@ -17,11 +27,14 @@ class Flow(msgspec.Struct, kw_only=True):
     """Packed, 4 or 16 bytes."""
     source_port: int
     destination: bytes
-    """Packed; empty when only a name is known."""
+    """Packed; empty when only a name is known: `destination_name`."""
     destination_port: int
     inbound: str = "tun-in"
+    destination_name: str | None = None
+    """Of a fake address, or put in the place of an address: what the outbound is asked for."""
     domain: str | None = None
-    """Lower case, without the final dot: of a fake address, of the DNS answer that gave the address, or sniffed."""
+    """Lower case, without the final dot: of the DNS answer that gave the address, or sniffed. Rules see it before
+    `destination_name`."""
     sniffed: bool = False
     """Somebody has looked at the first bytes."""
     protocol: str | None = None

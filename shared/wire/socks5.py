@@ -30,6 +30,7 @@ __all__ = [
     "UdpHeader",
     "encode_address",
     "encode_udp_header",
+    "encode_udp_header_to_name",
     "max_datagram",
     "parse_address",
     "parse_udp_header",
@@ -113,6 +114,14 @@ def parse_address(data: bytes | bytearray | memoryview, at: int) -> tuple[int, b
 def encode_udp_header(address: bytes, port: int) -> bytes:
     """Return the header of a whole datagram to or from `address` (packed, 4 or 16 bytes)."""
     return b"\0\0\0" + encode_address(address, port)
+
+
+def encode_udp_header_to_name(name: str, port: int) -> bytes:
+    """Return the header of a whole datagram to a host name. Raises ValueError for one that is longer than 255 bytes."""
+    encoded = name.encode("idna" if not name.isascii() else "ascii")
+    if not 0 < len(encoded) < 256:
+        raise ValueError(f"{name!r} is no host name")
+    return b"\0\0\0" + bytes((DOMAIN, len(encoded))) + encoded + port.to_bytes(2, "big")
 
 
 def parse_udp_header(datagram: memoryview) -> UdpHeader | None:

@@ -1,36 +1,47 @@
-"""The asyncio side of all flows of one worker: what becomes of a SYN and of a datagram.
+"""All flows of one worker, and the policy that they follow.
 
-SYN       Stack -> on_syn -> TcpFlow, and a task that dials through the proxy -> accept (SYN-ACK), or refuse (RST, ICMP)
-datagram  Stack -> on_datagram -> UdpRelay -> the source endpoint's UdpFlow
+SYN       Stack -> TcpRelay.on_syn          datagram  Stack -> UdpRelay.on_datagram
+both ask the policy in force (policy.py, router.py) for an outbound (workers/upstream), or reject, or give to the DNS service
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
-from time import monotonic
+import ssl
+from collections.abc import Callable, Coroutine, Iterator
+from time import monotonic, time
 
-from shared.config import ProxyOutbound, WorkerConfig
-from shared.metrics import Cell, Counters
-from workers.relay.tcp_flow import TcpFlow
-from workers.relay.udp_flow import UdpRelay
-from workers.stack import Refusal
+from shared import control
+from shared.config import Policy, WorkerConfig
+from shared.metrics import Counters
+from shared.rules.matcher import Compiler
+from workers.relay.policy import PolicyInForce
+from workers.relay.processes import Processes
+from workers.relay.services import DnsService
+from workers.relay.tcp_relay import TcpRelay
+from workers.relay.udp_relay import UdpRelay
 from workers.stack.stack import Stack
-from workers.stack.tcp.connection import TcpConnection
-from workers.upstream import ProxyFailed, UpstreamError
-from workers.upstream.socks import Dialer, SocksUpstream
+from workers.upstream import ProxyFailed
+from workers.upstream.build import Outbounds, Surroundings
+from workers.upstream.fetch import FetchFailed, measure
+from workers.upstream.group import ChosenMember
+from workers.upstream.urltest import Urltest
 
 __all__ = ["Relay"]
 
 log = logging.getLogger(__name__)
 
 LOG_INTERVAL = 10.0
-"""Seconds between two lines about a proxy that fails: it fails for every flow."""
+"""Seconds between two lines about proxies that fail: they fail for every flow."""
+COUNT_INTERVAL = 5.0
+"""Seconds between two additions of flows' bytes to those of their outbounds."""
+FLOWS_IN_MESSAGE = 50
+"""Flows told of in one message: some 20 KB at most."""
 
 
 class Relay:
-    """Owns the flows. Give `on_syn` and `on_datagram` to the Stack, then set `stack`.
+    """Owns the flows. Load a policy, give `on_syn` and `on_datagram` to the Stack, then set `stack`.
 
-    `on_udp_support` is told whether the upstream relays UDP, with a reason, when that is first known and when it changes.
+    `tell` sends a message to the master, and says whether it could. `dns` answers what rules hand over.
     """
 
     def __init__(
@@ -38,27 +49,35 @@ class Relay:
         loop: asyncio.AbstractEventLoop,
         config: WorkerConfig,
         counters: Counters,
-        on_udp_support: Callable[[bool, str], None],
+        dns: DnsService,
+        tell: Callable[[control.FromWorker], bool],
     ) -> None:
         self._loop = loop
         self._counters = counters
-        outbound = config.policy.outbounds[0]
-        assert isinstance(outbound, ProxyOutbound), "the command line names a proxy"
-        timeout = outbound.dial.connect_timeout
-        dialer = Dialer(loop, outbound.proxy, timeout=timeout, mark=config.mark)
-        self._upstream = SocksUpstream(dialer, timeout=timeout)
-        self._flows: set[TcpFlow] = set()
-        self._udp = UdpRelay(
-            dialer,
-            config.udp,
-            counters,
-            timeout=timeout,
-            on_support=on_udp_support,
-            on_proxy_failed=self._log_failure,
+        self._tell = tell
+        self.processes = Processes(loop, counters, tell)
+        self._outbounds = Outbounds(
+            Surroundings(
+                loop=loop,
+                counters=counters,
+                mark=config.mark,
+                measures=config.index == 0,
+                resolve=lambda name: dns.look_up(name, None),
+                on_udp_support=lambda tag, supported, reason: tell(control.UdpSupport(supported, reason, tag)),
+                on_used=lambda tag: tell(control.Used(tag)),
+                on_measured=self._on_measured,
+            )
         )
+        self.policy = PolicyInForce(self._outbounds, dns, self.processes)
+        self._tcp = TcpRelay(loop, self.policy, counters, self._log_failure)
+        self._udp = UdpRelay(loop, self.policy, config.udp, counters, self._log_failure)
+        self.on_syn = self._tcp.on_syn
         self.on_datagram = self._udp.on_datagram
         self._log_again_at = 0.0
         self._failures_unsaid = 0
+        self._tls: ssl.SSLContext | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._count_timer = loop.call_later(COUNT_INTERVAL, self._count_bytes)
 
     @property
     def stack(self) -> Stack:
@@ -69,35 +88,104 @@ class Relay:
     def stack(self, stack: Stack) -> None:
         self._udp.stack = stack
 
+    def load(self, policy: Policy, compiler: Compiler) -> None:
+        """New flows follow `policy` from now on; those that are there keep their outbounds.
+
+        Raises ValueError for a wrong address or regular expression in a rule; then the policy before it stays in force.
+        """
+        self.policy.load(policy, compiler)
+
     def close(self) -> None:
-        """Reset every flow and close every association. Tasks that dial are cancelled; they end in the loop's next turn."""
-        for flow in tuple(self._flows):
-            flow.abort()
+        """Reset every flow, close every leg and every outbound. Tasks are cancelled; they end in the loop's next turn."""
+        self._count_timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._tcp.close()
         self._udp.close()
+        self._outbounds.close()
 
-    def on_syn(self, connection: TcpConnection) -> None:
-        """Stack: a new flow. The application's SYN is answered when the proxy has connected."""
-        flow = TcpFlow(self._loop, connection, self._flows.discard)
-        connection.handler = flow
-        self._flows.add(flow)
-        flow.task = self._loop.create_task(self._dial(flow), name="dial")
+    # what the master asks
 
-    async def _dial(self, flow: TcpFlow) -> None:
+    def select(self, group: str, member: str) -> None:
+        """Have a selector or urltest group use a member from now on."""
+        outbound = self._outbounds.by_tag.get(group)
+        if isinstance(outbound, ChosenMember) and outbound.choose(member):
+            self._interrupt(outbound)
+
+    def note_use(self, group: str) -> None:
+        """Another worker's flows take a urltest group."""
+        outbound = self._outbounds.by_tag.get(group)
+        if isinstance(outbound, Urltest):
+            outbound.note_use()
+
+    def _on_measured(self, group: Urltest, delays: dict[str, float | None], has_changed: bool) -> None:
+        if has_changed:
+            self._interrupt(group)
+        self._tell(control.Measured(group.tag, group.chosen.tag, delays))
+
+    def _interrupt(self, group: ChosenMember) -> None:
+        if group.interrupts:
+            self._tcp.close_those(lambda facts: group in facts.trail)
+            self._udp.close_those(lambda facts: group in facts.trail)
+
+    def close_flow(self, number: int | None) -> None:
+        """Reset one flow, or all."""
+        self._tcp.close_those(lambda facts: number in (None, facts.id))
+        self._udp.close_those(lambda facts: number in (None, facts.id))
+
+    def list_flows(self, number: int) -> None:
+        """Tell the master of all flows; `number` is that of its question. Part by part, with the loop's turns between."""
+        self._start(self._list_flows(number))
+
+    async def _list_flows(self, number: int) -> None:
+        part: list[control.FlowView] = []
+        for view in list(self._views()):
+            part.append(view)
+            if len(part) == FLOWS_IN_MESSAGE:
+                self._tell(control.Flows(number, tuple(part), last=False))
+                part.clear()
+                await asyncio.sleep(0)
+        self._tell(control.Flows(number, tuple(part), last=True))
+
+    def _views(self) -> Iterator[control.FlowView]:
+        unix_offset = time() - monotonic()
+        for flow in self._tcp.flows:
+            yield flow.facts.view(flow.up, flow.down, flow.state, unix_offset)
+        for target in self._udp.targets():
+            yield target.facts.view(target.up, target.down, target.state, unix_offset)
+
+    def test_delay(self, question: control.TestDelay) -> None:
+        """Fetch a URL through an outbound and tell the master how long it took."""
+        self._start(self._test_delay(question))
+
+    async def _test_delay(self, question: control.TestDelay) -> None:
+        outbound = self._outbounds.by_tag.get(question.outbound)
+        if outbound is None:
+            self._tell(control.Delay(question.id, None, f"there is no outbound {question.outbound}"))
+            return
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
         try:
-            sock = await self._upstream.connect(*flow.destination)
-        except UpstreamError as error:
-            self._counters[Cell.CONNECT_FAILED] += 1
-            if isinstance(error, ProxyFailed):
-                self._log_failure(error)
-            else:
-                log.debug("%s:%d not connected: %s", *flow.destination, error)
-            flow.refuse(error.refusal)
-        except Exception:
-            self._counters[Cell.CALLBACK_ERRORS] += 1
-            log.exception("dialing %s:%d", *flow.destination)
-            flow.refuse(Refusal.NET_UNREACHABLE)
+            seconds = await measure(outbound, question.url, question.timeout, self._tls)
+        except FetchFailed as error:
+            self._tell(control.Delay(question.id, None, str(error)))
         else:
-            flow.start(sock)
+            self._tell(control.Delay(question.id, seconds))
+
+    # housekeeping
+
+    def _start(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _count_bytes(self) -> None:
+        """Add what flows have carried to their outbounds' counters: a look at each now and then, nothing per packet."""
+        self._count_timer = self._loop.call_later(COUNT_INTERVAL, self._count_bytes)
+        for flow in self._tcp.flows:
+            flow.facts.count_bytes(self._counters, flow.up, flow.down)
+        for target in self._udp.targets():
+            target.facts.count_bytes(self._counters, target.up, target.down)
 
     def _log_failure(self, error: ProxyFailed) -> None:
         now = monotonic()

@@ -1,9 +1,9 @@
-"""One TCP flow: bytes between a TcpConnection of the stack and a socket to the proxy.
+"""One TCP flow: bytes between a TcpConnection of the stack and a socket of an outbound.
 
-    application -> proxy   on_data: one send straight from the packet; what the socket does not take stays in the stack and is
-                           offered again by resume, once the socket is writable
-    proxy -> application   _pump: recv_into the connection's send buffer, commit; while that buffer is full the socket is not
-                           read, so the proxy is held back by TCP itself
+    application -> outbound   on_data: one send straight from the packet; what the socket does not take stays in the stack and
+                              is offered again by resume, once the socket is writable
+    outbound -> application   _pump: recv_into the connection's send buffer, commit; while that buffer is full the socket is
+                              not read, so the other side is held back by TCP itself
 
 A FIN stays a FIN (each direction closes alone) and a reset stays a reset, both ways.
 """
@@ -14,8 +14,10 @@ import struct
 from collections.abc import Callable
 from time import monotonic
 
+from workers.relay.facts import FlowFacts
 from workers.stack import CloseReason, Refusal
 from workers.stack.tcp.connection import TcpConnection
+from workers.stack.tcp.states import State
 
 __all__ = ["TcpFlow"]
 
@@ -31,6 +33,7 @@ class TcpFlow:
     __slots__ = (
         "_commit",
         "_connection",
+        "_down_from",
         "_fd",
         "_loop",
         "_on_closed",
@@ -41,12 +44,18 @@ class TcpFlow:
         "_send_buffer",
         "_socket",
         "_starved",
+        "_up_from",
         "_writer_added",
+        "facts",
         "task",
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, connection: TcpConnection, on_closed: Callable[["TcpFlow"], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: TcpConnection,
+        facts: FlowFacts,
+        on_closed: Callable[["TcpFlow"], None],
     ) -> None:
         self._loop = loop
         self._connection = connection
@@ -57,19 +66,37 @@ class TcpFlow:
         self._writer_added = False
         self._send_blocked = False  # the socket took less than it was offered since the last resume
         self._starved = False  # reading waits for space in the send buffer
+        self._up_from = connection.receiver.next
+        self._down_from = connection.sender.buffer.end
+        self.facts = facts
         self.task: asyncio.Task[None] | None = (
-            None  # dials; dropped when it is done, as thousands of flows idle for hours
+            None  # decides and dials; dropped when it is done, as thousands of flows idle for hours
         )
 
     @property
-    def destination(self) -> tuple[str, int]:
-        """Where the application wants to go."""
-        connection = self._connection
-        family = socket.AF_INET if connection.version == 4 else socket.AF_INET6
-        return socket.inet_ntop(family, connection.destination), connection.destination_port
+    def connection(self) -> TcpConnection:
+        """The application's side."""
+        return self._connection
+
+    @property
+    def state(self) -> str:
+        """Of the application's side, as views name it."""
+        return self._connection.state.name.lower()
+
+    @property
+    def up(self) -> int:
+        """Bytes that have come from the application."""
+        receiver = self._connection.receiver
+        has_fin = receiver.fin_at is not None and receiver.next > receiver.fin_at
+        return receiver.next - self._up_from - has_fin
+
+    @property
+    def down(self) -> int:
+        """Bytes that were put in the buffer to the application."""
+        return self._connection.sender.buffer.end - self._down_from
 
     def start(self, sock: socket.socket) -> None:
-        """The proxy has connected: answer the application's SYN and begin to relay. Takes over the socket."""
+        """The outbound has connected: answer the application's SYN and begin to relay. Takes over the socket."""
         self.task = None
         self._socket = sock
         self._fd = sock.fileno()
@@ -82,15 +109,25 @@ class TcpFlow:
         self._add_reader()
 
     def refuse(self, refusal: Refusal) -> None:
-        """The proxy has not connected: tell the application why."""
+        """The flow is not carried: tell the application why; once its handshake is complete, only a reset can."""
         self.task = None
-        self._connection.refuse(refusal, monotonic())
+        now = monotonic()
+        if self._connection.state is State.DIALING:
+            self._connection.refuse(refusal, now)
+        elif self._connection.state is not State.CLOSED:
+            self._connection.abort(now)
+
+    def drop(self) -> None:
+        """The flow is not carried, and the application is told nothing."""
+        self.task = None
+        if self._connection.state is not State.CLOSED:
+            self._connection.evict()
 
     def abort(self) -> None:
         """Reset both sides."""
         self._connection.abort(monotonic())
 
-    # application -> proxy
+    # application -> outbound
 
     def on_data(self, data: memoryview) -> int:
         """TcpHandler: send from where the packet lies."""
@@ -123,7 +160,7 @@ class TcpFlow:
         except OSError:
             self._upstream_lost()
 
-    # proxy -> application
+    # outbound -> application
 
     def _pump(self) -> None:
         """Move what the socket holds into the send buffer. Called when it is readable, and when space is free again."""

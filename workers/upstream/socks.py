@@ -6,8 +6,6 @@ answer of an HTTP proxy with one large recv, which swallows what a server that s
 """
 
 import asyncio
-import errno
-import os
 import socket
 
 from python_socks import ProxyType
@@ -20,6 +18,7 @@ from shared.config import ProxyConfig
 from shared.wire.socks5 import Reply
 from workers.stack import Refusal
 from workers.upstream import DestinationRefused, ProxyFailed, UpstreamError
+from workers.upstream.sockets import Sockets, wait_readable
 
 __all__ = ["Dialer", "ProxyStream", "SocksUpstream"]
 
@@ -89,79 +88,43 @@ class ProxyStream(AsyncSocketStream):
             try:
                 data = self.socket.recv(n, flags)
             except BlockingIOError:
-                await _wait_readable(self._loop, self.socket.fileno())
+                await wait_readable(self._loop, self.socket.fileno())
             else:
                 self.answered = self.answered or bool(data)
                 return data
 
 
 class Dialer:
-    """Opens TCP connections to the proxy, trying its addresses in order.
+    """Opens TCP connections to the proxy, trying its addresses in order, within the time that `sockets` has for a connection."""
 
-    `mark` is set as SO_MARK on every socket, so that the policy routes let it out beside the tun.
-    """
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, proxy: ProxyConfig, *, timeout: float, mark: int | None
-    ) -> None:
+    def __init__(self, sockets: Sockets, proxy: ProxyConfig) -> None:
         assert proxy.addresses, "the master resolves the proxy's name: the worker must not ask the DNS it carries"
-        self.loop = loop
+        self.loop = sockets.loop
+        self.sockets = sockets
         self.proxy = proxy
-        self.mark = mark
-        # An address that swallows packets must leave time for the next one.
-        self._address_timeout = timeout / len(proxy.addresses)
-
-    def make_socket(self, family: int, kind: int) -> socket.socket:
-        """Return a non-blocking, marked socket. Raises OSError."""
-        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
-        if self.mark is not None:
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
-            except OSError:
-                sock.close()
-                raise
-        return sock
+        self.timeout = sockets.timeout
 
     async def open(self) -> ProxyStream:
         """Connect to the first address that answers. Raises ProxyFailed with the reason of the last one."""
+        # An address that swallows packets must leave time for the next one.
+        timeout = self.timeout / len(self.proxy.addresses)
         reason = ""
         for address in self.proxy.addresses:
             try:
-                return ProxyStream(self.loop, await self._connect(address))
+                return ProxyStream(self.loop, await self.sockets.connect(address, self.proxy.port, timeout=timeout))
             except TimeoutError:
                 reason = "no answer"
             except OSError as error:
                 reason = error.strerror or str(error)
         raise ProxyFailed(f"cannot connect to the proxy {self.proxy}: {reason}")
 
-    async def _connect(self, address: str) -> socket.socket:
-        sock = self.make_socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            target = (address, self.proxy.port)
-            code = sock.connect_ex(target)
-            if code == errno.EINPROGRESS:
-                # A proxy on this machine has answered before the first call returned: ask once more before waiting.
-                code = sock.connect_ex(target)
-            if code == errno.EALREADY:
-                async with asyncio.timeout(self._address_timeout):
-                    await _wait_writable(self.loop, sock.fileno())
-                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                raise OSError(code, os.strerror(code))
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
 
 class SocksUpstream:
-    """CONNECT through the proxy."""
+    """CONNECT through the proxy, which has as long to answer as a connection to it may take."""
 
-    def __init__(self, dialer: Dialer, *, timeout: float) -> None:
+    def __init__(self, dialer: Dialer) -> None:
         proxy = dialer.proxy
         self._dialer = dialer
-        self._timeout = timeout
         self._kind = proxy.kind
         # Names are left to the proxy (rdns), so the resolver is never asked. The connector keeps no state between flows.
         self._connector = create_connector(_TYPES[proxy.kind], proxy.username, proxy.password, True, AsyncResolver())
@@ -170,7 +133,7 @@ class SocksUpstream:
         """Return a non-blocking socket whose other end is `host`:`port`. Raises UpstreamError."""
         stream = await self._dialer.open()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._dialer.timeout):
                 await self._connector.connect(stream, host, port)
         except (ReplyError, IncompleteReadError, OSError, ValueError) as error:
             stream.socket.close()
@@ -198,26 +161,3 @@ class SocksUpstream:
         if code is None or code in _CREDENTIALS_REFUSED[self._kind]:
             return ProxyFailed(f"the proxy {self._dialer.proxy} does not serve us: {error}")
         return DestinationRefused(str(error), _REFUSALS[self._kind].get(code, Refusal.REFUSED))
-
-
-async def _wait_readable(loop: asyncio.AbstractEventLoop, fd: int) -> None:
-    waiter = loop.create_future()
-    loop.add_reader(fd, _wake, waiter)
-    try:
-        await waiter
-    finally:
-        loop.remove_reader(fd)
-
-
-async def _wait_writable(loop: asyncio.AbstractEventLoop, fd: int) -> None:
-    waiter = loop.create_future()
-    loop.add_writer(fd, _wake, waiter)
-    try:
-        await waiter
-    finally:
-        loop.remove_writer(fd)
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():  # the descriptor stays ready until the waiter has run
-        waiter.set_result(None)

@@ -50,8 +50,8 @@ class Association:
         self.control.close()
 
 
-async def associate(dialer: Dialer, *, timeout: float) -> Association:
-    """Open an association within `timeout` seconds after the proxy is connected.
+async def associate(dialer: Dialer) -> Association:
+    """Open an association, for which the proxy has as long as a connection to it may take.
 
     Raises UdpUnsupported when the proxy says (or shows) that it carries no UDP, ProxyFailed when it cannot be used at all.
     """
@@ -60,7 +60,7 @@ async def associate(dialer: Dialer, *, timeout: float) -> Association:
         raise UdpUnsupported(f"the proxy {proxy} carries no UDP: {proxy.kind} has no UDP")
     stream = await dialer.open()
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(dialer.timeout):
             await _authenticate(stream, proxy)
             address, port = await _request(stream, dialer)
         return _connect_relay(dialer, stream.socket, address, port)
@@ -154,7 +154,7 @@ def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
 
 def _connect_relay(dialer: Dialer, control: socket.socket, address: str, port: int) -> Association:
     over_ipv6 = ":" in address
-    relay = dialer.make_socket(socket.AF_INET6 if over_ipv6 else socket.AF_INET, socket.SOCK_DGRAM)
+    relay = dialer.sockets.make(socket.AF_INET6 if over_ipv6 else socket.AF_INET, socket.SOCK_DGRAM)
     try:
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             relay.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)

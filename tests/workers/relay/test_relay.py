@@ -20,12 +20,14 @@ from engine.demo.socks_server import SocksServer
 from engine.tun import Offload, TunDevice, open_tun
 from shared.config import Policy, ProxyConfig, ProxyOutbound, StackConfig, WorkerConfig
 from shared.metrics import CELLS, Cell
+from shared.rules.matcher import Compiler
 from shared.wire.virtio import HEADER_LEN
 from tests.support.loop import on_loop, until
 from tests.support.netns import TARGET_V4, TARGET_V6, Namespace, ip, namespace
 from tests.support.peers import Endpoint, closed_port, echo, tcp_server, udp_echo
 from workers.relay.relay import Relay
 from workers.stack.stack import Stack
+from workers.system_dns import SystemDns
 
 pytestmark = pytest.mark.e2e
 
@@ -57,7 +59,8 @@ class World:
             ),
             stack=stack_config,
         )
-        self.relay = Relay(self._loop, config, self.counters, lambda supported, reason: None)
+        self.relay = Relay(self._loop, config, self.counters, SystemDns(self._loop), lambda message: True)
+        self.relay.load(config.policy, Compiler(config.policy.route.rule_sets))
         self.stack = Stack(
             stack_config,
             transmit=self._transmit,

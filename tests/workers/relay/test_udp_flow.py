@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,17 +11,21 @@ from typing import Any, cast
 import pytest
 
 from engine.demo.socks_server import SocksServer
-from shared.config import ProxyConfig, UdpConfig
+from shared.config import Policy, ProxyConfig, ProxyOutbound, UdpConfig
 from shared.metrics import CELLS, Cell
+from shared.rules.matcher import Compiler
 from shared.wire.socks5 import encode_udp_header
 from tests.support.loop import on_loop, until
 from tests.support.peers import Endpoint, closed_port, recvfrom, script, tcp_server, udp_echo
 from tests.workers.relay.application import Datagrams
-from workers.relay import udp_flow
-from workers.relay.udp_flow import QUEUE_DATAGRAMS, UdpRelay
+from workers.relay.policy import PolicyInForce
+from workers.relay.udp_flow import QUEUE_DATAGRAMS
+from workers.relay.udp_relay import UdpRelay
 from workers.stack import Refusal
+from workers.system_dns import SystemDns
 from workers.upstream import ProxyFailed
-from workers.upstream.socks import Dialer
+from workers.upstream import proxy as proxy_module
+from workers.upstream.build import Outbounds, Surroundings
 
 APP = (socket.inet_aton("10.0.0.2"), 40000)
 OTHER_APP = (socket.inet_aton("10.0.0.2"), 40001)
@@ -53,19 +57,31 @@ class Setup:
         return (source, source_port), (destination, destination_port), payload
 
 
+async def no_names(name: str) -> Sequence[bytes]:
+    raise AssertionError(f"nobody asks for {name}")
+
+
 @contextmanager
 def relay(proxy: Endpoint, kind: str = "socks5", **udp: Any) -> Iterator[Setup]:
     host, port = proxy
     config = ProxyConfig(kind=kind, host=host, port=port, addresses=(host,))  # type: ignore[arg-type]
     app, counters, support, failures = Datagrams(), [0] * CELLS, list[bool](), list[ProxyFailed]()
-    udp_relay = UdpRelay(
-        Dialer(asyncio.get_running_loop(), config, timeout=10.0, mark=None),
-        UdpConfig(**udp),
-        counters,
-        timeout=10.0,
-        on_support=lambda supported, _: support.append(supported),
-        on_proxy_failed=failures.append,
+    loop = asyncio.get_running_loop()
+    outbounds = Outbounds(
+        Surroundings(
+            loop=loop,
+            counters=counters,
+            mark=None,
+            measures=False,
+            resolve=no_names,
+            on_udp_support=lambda tag, supported, reason: support.append(supported),
+            on_used=lambda tag: None,
+            on_measured=lambda group, delays, has_changed: None,
+        )
     )
+    policy = PolicyInForce(outbounds, SystemDns(loop), cast(Any, None))
+    policy.load(Policy(outbounds=(ProxyOutbound(tag="proxy", proxy=config),)), Compiler())
+    udp_relay = UdpRelay(loop, policy, UdpConfig(**udp), counters, failures.append)
     udp_relay.stack = cast(Any, app)
     try:
         yield Setup(udp_relay, app, counters, support, failures)
@@ -168,7 +184,7 @@ async def test_a_proxy_without_udp_is_answered_with_port_unreachable(kind: str) 
 
 @on_loop
 async def test_udp_is_tried_again_and_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(udp_flow, "UNSUPPORTED_FOR", 0.0)
+    monkeypatch.setattr(proxy_module, "UNSUPPORTED_FOR", 0.0)
     with server(udp=False) as proxy, relay(proxy.endpoint) as setup:
         setup.send(APP, FAR, b"x")
         await setup.app.errors.get()

@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator
 import pytest
 
 from engine.demo.socks_server import SocksServer
-from shared.config import ProxyConfig
+from shared.config import DialConfig, ProxyConfig
 from tests.support.loop import on_loop
 from tests.support.peers import Endpoint, closed_port, echo, script, tcp_server
 from workers.stack import Refusal
 from workers.upstream import DestinationRefused, ProxyFailed, UpstreamError
+from workers.upstream.sockets import Sockets
 from workers.upstream.socks import Dialer, SocksUpstream
 
 
@@ -23,7 +24,8 @@ def upstream(
 ) -> SocksUpstream:
     host, port = endpoint
     proxy = ProxyConfig(kind=kind, host=host, port=port, addresses=(host,), **credentials)  # type: ignore[arg-type]
-    return SocksUpstream(Dialer(asyncio.get_running_loop(), proxy, timeout=timeout, mark=mark), timeout=timeout)
+    sockets = Sockets(asyncio.get_running_loop(), DialConfig(connect_timeout=timeout), mark=mark)
+    return SocksUpstream(Dialer(sockets, proxy))
 
 
 async def exchange(sock: socket.socket, data: bytes) -> bytes:
@@ -162,8 +164,8 @@ async def test_the_next_address_is_tried() -> None:
     async with tcp_server(echo, "::1") as target:
         with SocksServer(asyncio.get_running_loop(), "::1", 0) as server:
             proxy = ProxyConfig(kind="socks5", host="p", port=server.endpoint[1], addresses=("127.0.0.1", "::1"))
-            dialer = Dialer(asyncio.get_running_loop(), proxy, timeout=10.0, mark=None)
-            sock = await SocksUpstream(dialer, timeout=10.0).connect(*target)
+            sockets = Sockets(asyncio.get_running_loop(), DialConfig(), mark=None)
+            sock = await SocksUpstream(Dialer(sockets, proxy)).connect(*target)
             assert await exchange(sock, b"second") == b"second"
 
 

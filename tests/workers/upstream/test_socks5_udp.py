@@ -6,11 +6,12 @@ import socket
 import pytest
 
 from engine.demo.socks_server import SocksServer
-from shared.config import ProxyConfig
+from shared.config import DialConfig, ProxyConfig
 from shared.wire.socks5 import encode_udp_header
 from tests.support.loop import on_loop
 from tests.support.peers import Endpoint, closed_port, script, tcp_server, udp_echo
 from workers.upstream import ProxyFailed, UdpUnsupported
+from workers.upstream.sockets import Sockets
 from workers.upstream.socks import Dialer
 from workers.upstream.socks5_udp import Association, associate, relay_address
 
@@ -20,8 +21,8 @@ async def open_association(
 ) -> Association:
     host, port = endpoint
     proxy = ProxyConfig(kind=kind, host=name or host, port=port, addresses=(host,), **credentials)  # type: ignore[arg-type]
-    dialer = Dialer(asyncio.get_running_loop(), proxy, timeout=timeout, mark=None)
-    return await associate(dialer, timeout=timeout)
+    sockets = Sockets(asyncio.get_running_loop(), DialConfig(connect_timeout=timeout), mark=None)
+    return await associate(Dialer(sockets, proxy))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -1,0 +1,57 @@
+"""The policy in force, and what flows ask of it: swapped as a whole by a reload."""
+
+from itertools import count
+
+from shared.config import Policy, Resolve
+from shared.rules.flow import Ends, Flow
+from shared.rules.matcher import Compiler
+from workers.relay.facts import FlowFacts
+from workers.relay.router import Router
+from workers.relay.services import DnsService, ProcessService
+from workers.upstream.build import Outbounds
+
+__all__ = ["PolicyInForce"]
+
+
+class PolicyInForce:
+    """`dns` and `processes` are the worker's services."""
+
+    def __init__(self, outbounds: Outbounds, dns: DnsService, processes: ProcessService) -> None:
+        self.outbounds = outbounds
+        self.dns = dns
+        self._processes = processes
+        self._router: Router | None = None
+        self._numbers = count(1)
+
+    def load(self, policy: Policy, compiler: Compiler) -> None:
+        """Take `policy` from now on. Raises ValueError for a wrong address or regular expression; then nothing changes."""
+        rules = compiler.compile(policy.route.rules)
+        self.outbounds.load(policy)
+        self._router = Router(policy, rules, self.outbounds.by_tag)
+
+    def begin(self, ends: Ends) -> FlowFacts:
+        """Return what is known of a new flow, its decision not yet made."""
+        assert self._router is not None, "a policy is loaded before packets flow"
+        name, is_fake = self.dns.name_of(ends.destination)
+        flow = Flow(
+            network=ends.network,
+            source=ends.source,
+            source_port=ends.source_port,
+            destination=b"" if is_fake else ends.destination,
+            destination_port=ends.destination_port,
+            destination_name=name if is_fake else None,
+            domain=None if is_fake else name,
+        )
+        return FlowFacts(next(self._numbers), ends, self._router.begin(flow))
+
+    async def find_process(self, facts: FlowFacts) -> None:
+        """Answer NeedProcess."""
+        decision = facts.decision
+        decision.flow.process, is_own = await self._processes.of(facts.ends)
+        if is_own:
+            decision.exempt = self.outbounds.own_direct
+
+    async def resolve(self, flow: Flow, how: Resolve) -> None:
+        """Answer Resolve. Raises UpstreamError."""
+        assert flow.destination_name is not None, "only names are resolved"
+        flow.resolved = tuple(await self.dns.look_up(flow.destination_name, how))

@@ -1,0 +1,168 @@
+"""What becomes of a flow: the rules, one after the other, until one is final. Sans-IO: whoever drives a Decision answers it.
+
+decision = router.begin(flow)
+step = decision.advance()     Sniff, Resolve or NeedProcess: do it, change decision.flow, and advance again
+                              Verdict: the end
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shared.config import HijackDns, Policy, Reject, Resolve, Route, RouteOptions, Rule, Sniff
+from shared.rules.flow import Ends, Flow
+from shared.rules.matcher import NeedProcess, Rules
+from workers.sniff import Sniffed
+from workers.upstream import Outbound
+from workers.upstream.sockets import address_text, pack_address
+
+__all__ = ["SERVER_SPEAKS_FIRST", "Ask", "Decision", "Router", "Verdict"]
+
+REJECTS_MAX = 50
+REJECTS_WITHIN = 30.0
+"""So many flows a rule rejects within so many seconds; the next are dropped in silence (as sing-box, unless `no_drop`)."""
+
+SERVER_SPEAKS_FIRST = frozenset((25, 110, 143, 465, 587, 993, 995))
+"""TCP ports of mail, where a client says nothing until it was greeted: not sniffed, as in sing-box."""
+
+OWN_FLOW = "the proxy's own connection"
+"""In the place of a rule: why a flow goes out directly."""
+
+_DROP = Reject(method="drop")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of a decision: an outbound, or HijackDns, or Reject (whose `method` says how, the limit applied)."""
+
+    action: Outbound | HijackDns | Reject
+    rule: str
+    """Where the rule stands that decided; empty: none did."""
+
+
+Ask = Sniff | Resolve | NeedProcess
+"""What must be known before the next rule can be tried."""
+
+
+class Router:
+    """The rules of the policy in force.
+
+    `guards`: the master is asked about every flow, for the local proxy's own must go out directly.
+    """
+
+    def __init__(self, policy: Policy, rules: Rules[Rule], outbounds: dict[str, Outbound]) -> None:
+        """`rules` are those of `policy`, compiled."""
+        self.rules = rules
+        self._outbounds = outbounds
+        self.final = outbounds[policy.route.final or policy.outbounds[0].tag]
+        self.guards = policy.loop_guard
+        self._rejected: dict[int, deque[float]] = {}
+
+    def begin(self, flow: Flow) -> "Decision":
+        """Return the decision about a new flow."""
+        return Decision(self, flow)
+
+    def outbound(self, tag: str) -> Outbound:
+        """Return an outbound that a rule names."""
+        return self._outbounds[tag]
+
+    def limit(self, index: int, reject: Reject, now: float) -> Reject:
+        """Return how a flow is rejected by rule `index`, which may have done so too often."""
+        if reject.method == "drop" or reject.no_drop:
+            return reject
+        times = self._rejected.setdefault(index, deque(maxlen=REJECTS_MAX + 1))
+        times.append(now)
+        return _DROP if len(times) > REJECTS_MAX and now - times[0] <= REJECTS_WITHIN else reject
+
+
+class Decision:
+    """One flow's way through the rules.
+
+    flow         what is known of it; rules' actions and whoever answers an Ask change it
+    exempt       takes the flow whatever the rules say
+    udp_timeout  what a rule has said
+    """
+
+    __slots__ = ("_next", "_router", "exempt", "flow", "udp_timeout")
+
+    def __init__(self, router: Router, flow: Flow) -> None:
+        self._router = router
+        self._next = 0
+        self.flow = flow
+        self.exempt: Outbound | None = None
+        self.udp_timeout: float | None = None
+
+    def advance(self, now: float) -> Verdict | Ask:
+        """Go on to the end, or to what must be known first."""
+        flow, router = self.flow, self._router
+        if router.guards and flow.process is None:
+            return NeedProcess(0)
+        if self.exempt is not None:
+            return Verdict(self.exempt, OWN_FLOW)
+        while (step := router.rules.match(flow, self._next)) is not None:
+            if isinstance(step, NeedProcess):
+                self._next = step.index
+                return step
+            self._next = step.index + 1
+            action = step.rule.action
+            match action:
+                case Route():
+                    return Verdict(router.outbound(action.outbound), step.rule.origin)
+                case Reject():
+                    return Verdict(router.limit(step.index, action, now), step.rule.origin)
+                case HijackDns():
+                    return Verdict(action, step.rule.origin)
+                case RouteOptions():
+                    self._apply(action)
+                case Sniff():
+                    if self._is_worth_sniffing():
+                        return action
+                case Resolve():
+                    if not flow.destination:
+                        return action
+        return Verdict(router.final, "")
+
+    def _is_worth_sniffing(self) -> bool:
+        flow = self.flow
+        return not flow.sniffed and not (flow.network == "tcp" and flow.destination_port in SERVER_SPEAKS_FIRST)
+
+    def _apply(self, options: RouteOptions) -> None:
+        flow = self.flow
+        if options.override_address is not None:
+            flow.resolved = ()
+            flow.destination = pack_address(options.override_address) or b""
+            flow.destination_name = None if flow.destination else options.override_address
+        if options.override_port is not None:
+            flow.destination_port = options.override_port
+        if options.udp_timeout is not None:
+            self.udp_timeout = options.udp_timeout
+
+    def note_sniffed(self, sniff: Sniff, result: Sniffed | None) -> None:
+        """The first bytes have told this, or nothing."""
+        flow = self.flow
+        flow.sniffed = True
+        if result is None:
+            return
+        flow.protocol, flow.client = result.protocol, result.client
+        if result.domain is not None:
+            flow.domain = result.domain
+            if sniff.override_destination:
+                flow.destination, flow.destination_name, flow.resolved = b"", result.domain, ()
+
+    def take_owner(self, other: "Decision") -> None:
+        """The process is the same as that of another flow."""
+        self.flow.process, self.exempt = other.flow.process, other.exempt
+
+    def leads_elsewhere(self, ends: Ends) -> bool:
+        """Whether the outbound is to go anywhere but where the application's packets are addressed to."""
+        flow = self.flow
+        return flow.destination != ends.destination or flow.destination_port != ends.destination_port
+
+    def targets(self) -> Sequence[str]:
+        """Return what the outbound is to connect to: addresses to be tried in order, or one name."""
+        flow = self.flow
+        addresses = (flow.destination,) if flow.destination else flow.resolved
+        if addresses:
+            return [address_text(address) for address in addresses]
+        assert flow.destination_name is not None, "a flow without an address has a name"
+        return (flow.destination_name,)

@@ -1,0 +1,33 @@
+"""What the relay asks of the other parts of a worker. The composition root (workers/worker.py) provides it."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from shared.config import Resolve
+from shared.process import ProcessInfo
+from shared.rules.flow import Ends
+
+__all__ = ["DnsService", "ProcessService"]
+
+
+class DnsService(Protocol):
+    """DNS for the flows that rules hand over, and what DNS knows of addresses."""
+
+    def ask(self, query: bytes, ends: Ends, respond: Callable[[bytes], object]) -> None:
+        """Answer one message of a program by a call of `respond`, now or later, or never.
+
+        `ends` tells who asks whom, and over what: a message over TCP comes without its length.
+        """
+
+    async def look_up(self, name: str, how: Resolve | None) -> Sequence[bytes]:
+        """Return the packed addresses of `name`, best first; `how` as a rule says. Raises UpstreamError."""
+
+    def name_of(self, address: bytes) -> tuple[str | None, bool]:
+        """Return the name that a packed address was given out for, and whether it is a fake one, which leads nowhere."""
+
+
+class ProcessService(Protocol):
+    """Finds the program behind a flow."""
+
+    async def of(self, ends: Ends) -> tuple[ProcessInfo, bool]:
+        """Return the owner, and whether its flows go out directly whatever the rules say (the local proxy's own)."""

@@ -1,0 +1,96 @@
+"""Sockets of outbounds: made as DialConfig says, connected within a time."""
+
+import asyncio
+import errno
+import os
+import socket
+
+from shared.config import DialConfig
+
+__all__ = ["Sockets", "address_text", "pack_address", "wait_readable", "wait_writable"]
+
+
+def address_text(packed: bytes) -> str:
+    """Return a packed address as text."""
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+def pack_address(text: str) -> bytes | None:
+    """Return the packed form of an address; None when it is none."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except OSError:
+        return None
+
+
+class Sockets:
+    """Makes the sockets of one outbound.
+
+    `mark` is set as SO_MARK where the outbound has none of its own, so that the policy routes let it out beside the tun.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, dial: DialConfig, *, mark: int | None) -> None:
+        self.loop = loop
+        self.timeout = dial.connect_timeout
+        self._mark = dial.routing_mark if dial.routing_mark is not None else mark
+        self._interface = dial.bind_interface.encode() if dial.bind_interface is not None else None
+
+    def make(self, family: int, kind: int, *, local: bool = False) -> socket.socket:
+        """Return a non-blocking socket, marked and, unless it is for a `local` address, bound. Raises OSError."""
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        try:
+            if self._mark is not None:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
+            if self._interface is not None and not local:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    async def connect(self, address: str, port: int, *, timeout: float) -> socket.socket:
+        """Return a TCP connection to an address. Raises OSError, TimeoutError."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sock = self.make(family, socket.SOCK_STREAM, local=address == "::1" or address.startswith("127."))
+        try:
+            target = (address, port)
+            code = sock.connect_ex(target)
+            if code == errno.EINPROGRESS:
+                # A proxy on this machine has answered before the first call returned: ask once more before waiting.
+                code = sock.connect_ex(target)
+            if code == errno.EALREADY:
+                async with asyncio.timeout(timeout):
+                    await wait_writable(self.loop, sock.fileno())
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+async def wait_readable(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    """Return when a descriptor can be read."""
+    waiter = loop.create_future()
+    loop.add_reader(fd, _wake, waiter)
+    try:
+        await waiter
+    finally:
+        loop.remove_reader(fd)
+
+
+async def wait_writable(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    """Return when a descriptor can be written."""
+    waiter = loop.create_future()
+    loop.add_writer(fd, _wake, waiter)
+    try:
+        await waiter
+    finally:
+        loop.remove_writer(fd)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():  # the descriptor stays ready until the waiter has run
+        waiter.set_result(None)
