@@ -17,8 +17,11 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+import msgspec
+
+from engine.config.model import EngineConfig
+from engine.config.resolve import upstream_addresses
 from engine.control import ControlServer
 from engine.heartbeat import Heartbeat
 from engine.http import HttpOptions
@@ -27,13 +30,13 @@ from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.inspector import Inspector
 from engine.netconf import Network
-from engine.netconf.plan import build_plan
+from engine.netconf.plan import NetworkPlan, build_plan
 from engine.notify import notify
 from engine.requests import Measure, Reply, Request, Stop
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Report, Supervisor
-from engine.tun import Offload, TunDevice, open_tun
-from shared.config import Policy, ProxyConfig, ProxyOutbound, StackConfig, WorkerConfig
+from engine.tun import TunDevice, open_tun
+from shared.config import ProxyOutbound, WorkerConfig
 from shared.control import UdpSupport
 from shared.pool import Pool, PoolLayout
 
@@ -48,8 +51,6 @@ HTTP_UID = WORKER_UID + 1
 """Numeric user of the HTTP process. Not the workers', who could otherwise be signalled by it and whose sockets leave the tun."""
 FWMARK = 0x74756E
 """Mark of our sockets where the workers cannot change their user."""
-TUN_ADDRESSES = ("198.18.0.1/30", "fdfe:dcba:9876::1/126")
-"""The tun's own: of the benchmarking range (RFC 2544), which no LAN and no container network uses, and a unique local one."""
 SLOTS = 512
 """Packets above 2 KiB that may be on their way to workers, 68 KiB of (not yet touched) memory each."""
 RING_ENTRIES = 1024
@@ -65,23 +66,12 @@ class EngineFailed(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartOptions:
-    """What the command line says."""
+    """What an engine is started with."""
 
-    proxy: ProxyConfig
-    """With its addresses resolved."""
+    config: EngineConfig
+    """The user's file, or what stands for one; the command line's options are in it, names are resolved."""
     workers: int
-    interface: str
-    """Empty: the kernel's choice, tunN."""
-    mtu: int
-    auto_route: bool
-    offload: Offload
-    kill_switch: bool = False
-    """Let nothing out but through the tun, to the LAN and by the engine itself, also after a crash."""
     run_dir: Path
-    log_level: str
-    log_format: Literal["text", "json"]
-    http: HttpOptions | None
-    """None: no metrics and no API."""
 
 
 async def run_engine(options: StartOptions) -> None:
@@ -115,18 +105,18 @@ class _Master:
         self.loop = asyncio.get_running_loop()
 
     async def run(self, undo: AsyncExitStack) -> None:
-        options = self.options
+        options, config = self.options, self.options.config
         undo.enter_context(lock_run_dir(options.run_dir))
         _raise_file_limit()
-        if options.http is not None and options.http.is_named:
-            self._open_listeners(undo)
+        if config.http is not None and config.http.is_named:
+            self._open_listeners(undo, config.http)
         for number in (signal.SIGINT, signal.SIGTERM):
             self.loop.add_signal_handler(number, self.stopped.set)
         self.loop.add_signal_handler(
             signal.SIGHUP, lambda: log.info("nothing to reload: started without a configuration file")
         )
 
-        self.tun = open_tun(options.interface, mtu=options.mtu, offload=options.offload)
+        self.tun = open_tun(config.tun.interface_name, mtu=config.tun.mtu, offload=config.tun.offload)
         undo.callback(self.tun.close)
         layout = PoolLayout(options.workers, SLOTS, RING_ENTRIES)
         self.pool = Pool.create(layout)
@@ -136,19 +126,7 @@ class _Master:
         undo.push_async_exit(self._restore_network)
 
         await self._start_workers(layout, undo)
-        remarks = await network.apply(
-            build_plan(
-                interface=self.tun.name,
-                mtu=self.tun.mtu,
-                addresses=TUN_ADDRESSES,
-                auto_route=options.auto_route,
-                upstreams=options.proxy.addresses,
-                own_uid=WORKER_UID,
-                own_mark=FWMARK,
-                kill_switch=options.kill_switch,
-            )
-        )
-        for remark in remarks:
+        for remark in await network.apply(self._plan()):
             log.warning("%s", remark)
         self._start_ingress(undo)
         self.inspector = Inspector(
@@ -157,11 +135,12 @@ class _Master:
             network=network,
             supervisor=self.supervisor,
             ingress=self.ingress,
-            proxy=str(options.proxy),
+            proxy=self.destination,
             udp=lambda: self.udp,
             outbounds=self.counted,
         )
-        self._start_http(undo)
+        if config.http is not None:
+            self._start_http(undo, config.http)
         server = ControlServer(options.run_dir / "control.sock", self._on_request)
         await server.start()
         undo.push_async_callback(server.stop)
@@ -169,7 +148,7 @@ class _Master:
         offload = "+".join(self.tun.features) or "no offload"
         log.info(
             "ready: %s carries all traffic to %s with %d workers (mtu %d, %s)",
-            self.tun.name, options.proxy, options.workers, self.tun.mtu, offload,
+            self.tun.name, self.destination, options.workers, self.tun.mtu, offload,
         )  # fmt: skip
         notify("READY=1")
         await self.stopped.wait()
@@ -178,27 +157,52 @@ class _Master:
         if self.failure is not None:
             raise self.failure
 
+    @property
+    def destination(self) -> str:
+        """Where flows go that no rule takes: the proxy's URL, or the tag of another kind of outbound."""
+        policy = self.options.config.policy
+        default = next(outbound for outbound in policy.outbounds if outbound.tag == policy.route.final)
+        return str(default.proxy) if isinstance(default, ProxyOutbound) else default.tag
+
+    def _plan(self) -> NetworkPlan:
+        config = self.options.config
+        tun = config.tun
+        return build_plan(
+            interface=self.tun.name,
+            mtu=self.tun.mtu,
+            addresses=tun.addresses,
+            auto_route=tun.auto_route,
+            include=tun.route_address or ("0.0.0.0/0", "::/0"),
+            exclude=tun.route_exclude_address,
+            upstreams=upstream_addresses(config),
+            own_uid=WORKER_UID,
+            own_mark=FWMARK,
+            kill_switch=config.kill_switch,
+            table=tun.table,
+            priority=tun.priority,
+        )
+
     async def _restore_network(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         """An engine that fails is still meant to be up: its kill switch stays closed."""
         await self.network.restore(hold=kind is not None)
 
     async def _start_workers(self, layout: PoolLayout, undo: AsyncExitStack) -> None:
-        options = self.options
+        options, user = self.options, self.options.config
         own_user = _may_become(WORKER_UID)
-        outbounds = (ProxyOutbound(tag="proxy", proxy=options.proxy),)
-        self.counted += [outbound.tag for outbound in outbounds]
+        self.counted += [outbound.tag for outbound in user.policy.outbounds]
         config = WorkerConfig(
             index=0,
             workers=options.workers,
             slots=layout.slots,
             ring_entries=layout.ring_entries,
-            policy=Policy(outbounds=outbounds, counted=tuple(self.counted)),
-            stack=StackConfig(mtu=self.tun.mtu, offload=self.tun.offload),
+            policy=msgspec.structs.replace(user.policy, counted=tuple(self.counted)),
+            stack=msgspec.structs.replace(user.stack, mtu=self.tun.mtu, offload=self.tun.offload),
+            udp=user.udp,
             uid=WORKER_UID if own_user else None,
             mark=None if own_user else FWMARK,
             secret=secrets.token_bytes(16),
-            log_level=options.log_level,
-            log_format=options.log_format,
+            log_level=user.log.level,
+            log_format=user.log.format,
         )
         self.supervisor = Supervisor(config, pool=self.pool, tun_fd=self.tun.fd, on_report=self._on_report)
         undo.push_async_callback(self.supervisor.stop)
@@ -218,30 +222,26 @@ class _Master:
         heart.start()
         undo.callback(heart.stop)
 
-    def _open_listeners(self, undo: AsyncExitStack) -> None:
+    def _open_listeners(self, undo: AsyncExitStack, http: HttpOptions) -> None:
         """Listen where the user has said, before anything is changed, or at the default's address, at the end."""
-        assert self.options.http is not None, "called when there is something to serve"
-        self.listeners = listen(self.options.http.addresses)
+        self.listeners = listen(http.addresses)
         for listener in self.listeners:
             undo.callback(listener.close)
 
-    def _start_http(self, undo: AsyncExitStack) -> None:
-        options = self.options
-        if options.http is None:
-            return
-        if not options.http.is_named:
+    def _start_http(self, undo: AsyncExitStack, http: HttpOptions) -> None:
+        if not http.is_named:
             try:
-                self._open_listeners(undo)
+                self._open_listeners(undo, http)
             except ListenError as error:
                 log.warning("%s: there are none; name an address with --metrics HOST:PORT, or say --metrics off", error)
                 return
         process = HttpProcess(
-            options.http,
+            http,
             self.listeners,
             self._on_request,
             uid=HTTP_UID if _may_become(HTTP_UID) else None,
-            log_level=options.log_level,
-            log_format=options.log_format,
+            log_level=self.options.config.log.level,
+            log_format=self.options.config.log.format,
         )
         self.inspector.http = process
         process.start()

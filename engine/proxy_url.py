@@ -1,15 +1,11 @@
 """The --proxy URL: socks5://[user:pass@]host[:port], socks5h, socks4, socks4a, http."""
 
-import ipaddress
-import socket
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-import msgspec
-
 from shared.config import ProxyConfig
 
-__all__ = ["ProxyUrlError", "parse_proxy_url", "resolve_proxy"]
+__all__ = ["ProxyUrlError", "parse_proxy_url"]
 
 _KINDS: dict[str, Literal["socks5", "socks4", "http"]] = {
     "socks5": "socks5",
@@ -72,20 +68,3 @@ def _credentials(username: str | None, password: str | None, kind: str) -> tuple
             if not 1 <= len(value.encode()) <= _CREDENTIAL_MAX:
                 raise ProxyUrlError(f"--proxy: SOCKS5 wants a {name} of 1 to {_CREDENTIAL_MAX} bytes (RFC 1929)")
     return username, password
-
-
-def resolve_proxy(proxy: ProxyConfig) -> ProxyConfig:
-    """Return `proxy` with its addresses, looked up while the machine's own routes are still in force. Raises ProxyUrlError."""
-    try:
-        found = socket.getaddrinfo(proxy.host, proxy.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a valid name"
-        raise ProxyUrlError(
-            f"--proxy: the host {proxy.host!r} cannot be resolved ({reason}); is it spelled right?"
-        ) from None
-    addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
-    for address in addresses:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-        if parsed.is_unspecified or parsed.is_multicast:
-            raise ProxyUrlError(f"--proxy: {address} is not the address of a proxy; a local one is 127.0.0.1")
-    return msgspec.structs.replace(proxy, addresses=addresses)

@@ -23,6 +23,8 @@ def check(
     if not config:
         fail(USAGE, "-c is missing: name a configuration file, as in `engine check -c config.json`")
     loaded = load_files(config)
+    for warning in loaded.warnings:
+        print(warning, file=sys.stderr)
     policy = loaded.policy
     print(
         f"ok: {len(policy.outbounds)} outbounds, {len(policy.route.rules)} rules, {len(policy.route.rule_sets)} rule-sets, "

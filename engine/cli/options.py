@@ -43,12 +43,12 @@ ConfigFiles = Annotated[
 
 
 def load_files(paths: list[Path]) -> "EngineConfig":
-    """Return the configuration that files describe, after its warnings were printed; exit 2 with all of its errors."""
+    """Return the configuration that files describe; exit 2 with all of its errors and warnings."""
     from engine.config.load import expand, load
     from engine.config.problems import ConfigError
 
     try:
-        config = load(expand(paths))
+        return load(expand(paths))
     except OSError as error:
         fail(USAGE, f"-c {error.filename}: {error.strerror}")
     except ConfigError as error:
@@ -56,9 +56,6 @@ def load_files(paths: list[Path]) -> "EngineConfig":
             print(line, file=sys.stderr)
         count = len(error.errors)
         fail(USAGE, f"{count} error{'s' if count > 1 else ''}: the configuration cannot be used")
-    for warning in config.warnings:
-        print(warning, file=sys.stderr)
-    return config
 
 
 def cores() -> int:

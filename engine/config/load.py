@@ -4,8 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine.config.build.conditions import Scope
 from engine.config.build.dns import build_dns
 from engine.config.build.machine import Machine, this_machine
@@ -16,14 +14,16 @@ from engine.config.build.tun import build_tun, dns_addresses, the_tun
 from engine.config.decode import decode
 from engine.config.dialect import Array, DialectError, Object, decode_text, parse, tags_in
 from engine.config.legacy import fold_keys, migrate
-from engine.config.model import CacheConfig, ClashApiConfig, EngineConfig, LogConfig
+from engine.config.model import CacheConfig, EngineConfig, LogConfig
 from engine.config.options.engine import StackOptions, UdpOptions
 from engine.config.options.route import ExperimentalOptions, FileOptions, LogOptions
 from engine.config.problems import Problems, Report, Sources
 from engine.config.rule_set.files import build_rule_sets
-from shared.config import Policy, ProxyConfig, ProxyOutbound, RouteConfig, StackConfig, UdpConfig
+from engine.http import HttpOptions
+from engine.http.listen import DEFAULT_LISTEN, ListenError, is_loopback, parse_listen
+from shared.config import Policy, RouteConfig, StackConfig, UdpConfig
 
-__all__ = ["FILE_SIZE_MAX", "expand", "load", "load_text", "with_proxy"]
+__all__ = ["FILE_SIZE_MAX", "expand", "load", "load_text"]
 
 FILE_SIZE_MAX = 64 * 1024 * 1024
 """Bytes of one file."""
@@ -139,7 +139,7 @@ def _load(tree: Object, problems: Problems, machine: Machine, files: list[str]) 
         hijack_dns=engine.hijack_dns,
     )
     tun_config = build_tun(tun, engine, rule_sets.built, report, machine)
-    clash_api = _clash_api(options.experimental, report)
+    http = _http(options.experimental, engine.metrics, report)
     problems.raise_errors()
     _warn_of_unreachable(routes, problems, report)
     return EngineConfig(
@@ -150,8 +150,8 @@ def _load(tree: Object, problems: Problems, machine: Machine, files: list[str]) 
         udp=_udp(engine.udp, tun.udp_timeout if tun is not None else 300.0),
         workers=engine.workers,
         run_dir=engine.run_dir,
-        metrics=engine.metrics,
-        clash_api=clash_api,
+        http=http,
+        mode=options.experimental.clash_api.default_mode,
         cache=_cache(options.experimental),
         kill_switch=engine.kill_switch,
         files=(*files, *rule_sets.files),
@@ -191,24 +191,39 @@ def _log(options: LogOptions, form: Any) -> LogConfig:
     return LogConfig(level=level, format=form, output=options.output or None, timestamp=options.timestamp)
 
 
-def _clash_api(options: ExperimentalOptions, report: Report) -> ClashApiConfig | None:
+def _http(options: ExperimentalOptions, metrics: str | None, report: Report) -> HttpOptions | None:
+    """Return where metrics and Clash API are served: at engine.metrics, and at the address of the Clash API if it has one."""
     api = options.clash_api
-    if not api.external_controller:
+    addresses = []
+    named = metrics is not None or bool(api.external_controller)
+    if metrics != "off":
+        addresses.append(parse_listen(metrics or DEFAULT_LISTEN, option="engine.metrics"))
+    if api.external_controller:
+        path = (*api.where, "external_controller")
+        try:
+            addresses.append(parse_listen(api.external_controller, option="address"))
+        except ListenError as error:
+            report.error(path, str(error).removeprefix("address: "))
+            return None
+        if metrics is None:  # the user has named the one, so the other need not be there
+            addresses.pop(0)
+    for host, port in addresses:
+        if not is_loopback(host) and not api.secret:
+            path = (*api.where, "external_controller") if api.external_controller else ("engine", "metrics")
+            report.error(
+                path,
+                f"{host or 'every address'}:{port} is not loopback, and there others may ask only with a secret: "
+                "write experimental.clash_api.secret",
+            )
+            return None
+    if not addresses:
         return None
-    host, colon, port = api.external_controller.rpartition(":")
-    path = (*api.where, "external_controller")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
-        report.error(path, f'"{api.external_controller}" is no address to listen at: write one as in "127.0.0.1:9090"')
-        return None
-    if host.strip("[]") not in ("127.0.0.1", "::1", "localhost") and not api.secret:
-        report.error(path, "the API would be open to the network: write a secret, or listen at 127.0.0.1")
-    return ClashApiConfig(
-        listen=f"{host or '0.0.0.0'}:{port}",
+    return HttpOptions(
+        addresses=tuple(dict.fromkeys(addresses)),
+        is_named=named,
         secret=api.secret,
-        external_ui=api.external_ui or None,
-        default_mode=api.default_mode,
-        allow_origins=api.access_control_allow_origin,
-        allow_private_network=api.access_control_allow_private_network,
+        origins=api.access_control_allow_origin,
+        ui=api.external_ui or None,
     )
 
 
@@ -226,26 +241,3 @@ def _stack(options: StackOptions) -> StackConfig:
 
 def _udp(options: UdpOptions, idle_timeout: float) -> UdpConfig:
     return UdpConfig(idle_timeout=idle_timeout or 300.0, max_associations=options.max_associations)
-
-
-def with_proxy(config: EngineConfig, proxy: ProxyConfig) -> EngineConfig:
-    """Return `config` with its default outbound replaced by `proxy` (a ProxyConfig), as the option --proxy says.
-
-    A default outbound that is a proxy keeps its tag, so that rules which name it follow. Another kind (a group, direct)
-    stays for the rules that name it, and the proxy becomes what flows take that no rule takes.
-    """
-    policy = config.policy
-    default = policy.route.final
-    outbounds = list(policy.outbounds)
-    for index, outbound in enumerate(outbounds):
-        if outbound.tag == default and isinstance(outbound, ProxyOutbound):
-            outbounds[index] = msgspec.structs.replace(outbound, proxy=proxy)
-            return msgspec.structs.replace(config, policy=msgspec.structs.replace(policy, outbounds=tuple(outbounds)))
-    tag = "proxy"
-    while any(outbound.tag == tag for outbound in outbounds):
-        tag += "'"
-    route = msgspec.structs.replace(policy.route, final=tag)
-    outbounds.insert(0, ProxyOutbound(tag=tag, proxy=proxy))
-    return msgspec.structs.replace(
-        config, policy=msgspec.structs.replace(policy, outbounds=tuple(outbounds), route=route)
-    )

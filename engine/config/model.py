@@ -4,12 +4,14 @@ from typing import Literal
 
 import msgspec
 
+from engine.http import HttpOptions
 from shared.config import Policy, StackConfig, UdpConfig
 
-__all__ = ["CacheConfig", "ClashApiConfig", "EngineConfig", "LogConfig", "TunConfig"]
+__all__ = ["CacheConfig", "EngineConfig", "LogConfig", "TunConfig"]
 
 DEFAULT_ADDRESSES = ("198.18.0.1/30", "fdfe:dcba:9876::1/126")
 """The tun's own: of the benchmarking range (RFC 2544), which no LAN and no container network uses, and a unique local one."""
+DEFAULT_HTTP = HttpOptions(addresses=(("127.0.0.1", 9464),), is_named=False)
 
 UidRange = tuple[int, int]
 """First and last user id."""
@@ -54,23 +56,6 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: bool = True
 
 
-class ClashApiConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The REST API that dashboards use."""
-
-    listen: str
-    """HOST:PORT."""
-    secret: str = ""
-    external_ui: str | None = None
-    """Folder of a dashboard."""
-    default_mode: str = "rule"
-    allow_origins: tuple[str, ...] = ()
-    allow_private_network: bool = False
-
-    def __repr__(self) -> str:
-        """Without the secret: this text may reach a log or a traceback."""
-        return f"ClashApiConfig({self.listen})"
-
-
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept across a restart."""
 
@@ -92,9 +77,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     workers: int | None = None
     """None: as many as there are cores."""
     run_dir: str | None = None
-    metrics: str | None = "127.0.0.1:9464"
-    """HOST:PORT; None: off."""
-    clash_api: ClashApiConfig | None = None
+    http: HttpOptions | None = DEFAULT_HTTP
+    """Metrics and Clash API; None: nothing is served."""
+    mode: str = "rule"
+    """The mode that the Clash API shows."""
     cache: CacheConfig | None = None
     kill_switch: bool = False
     files: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.proxy_url import ProxyUrlError, parse_proxy_url, resolve_proxy
+from engine.proxy_url import ProxyUrlError, parse_proxy_url
 from shared.config import ProxyConfig
 
 
@@ -80,21 +80,3 @@ def test_any_text_is_a_proxy_or_the_documented_error(url: str) -> None:
         return
     assert proxy.host
     assert 1 <= proxy.port <= 65535
-
-
-def test_address_is_resolved_to_itself() -> None:
-    for host in ("192.0.2.7", "2001:db8::7"):
-        assert resolve_proxy(ProxyConfig("socks5", host, 1080)).addresses == (host,)
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "224.0.0.1", "ff02::1"])
-def test_address_that_no_proxy_has_is_refused(host: str) -> None:
-    with pytest.raises(ProxyUrlError, match="is not the address of a proxy"):
-        resolve_proxy(ProxyConfig("socks5", host, 1080))
-
-
-@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "\udcff.example"])
-def test_name_that_cannot_be_is_refused(host: str) -> None:
-    """None of them reaches a name server."""
-    with pytest.raises(ProxyUrlError, match="cannot be resolved"):
-        resolve_proxy(ProxyConfig("socks5", host, 1080))

@@ -61,11 +61,16 @@ class Engine:
 
 @contextmanager
 def running_engine(
-    client: Namespace, run_dir: Path, *options: str, proxy: str | None, workers: int = 2, netns_option: bool = False
+    client: Namespace,
+    run_dir: Path,
+    *options: str,
+    proxy: str | None = None,
+    workers: int = 2,
+    netns_option: bool = False,
 ) -> Iterator[Engine]:
     """Start the engine in `client` and wait until packets flow; afterwards the network must be as it was before.
 
-    `proxy` None: the engine looks for one by itself.
+    `proxy` None: that of the options (`-c FILE`), or the engine looks for one by itself.
 
     It is stopped on the way out, and must exit 0, unless the test has ended it. `netns_option`: the engine is started
     outside, and enters by its option --netns.

@@ -5,7 +5,7 @@ from typing import Literal
 
 from engine.config.build.machine import Machine
 from engine.config.decode import nearest
-from engine.config.dialect import Path
+from engine.config.dialect import Path, tags_in
 from engine.config.options.outbound import (
     BlockOptions,
     DialOptions,
@@ -67,7 +67,7 @@ def build_outbounds(
     options: tuple[OutboundOptions, ...], route: RouteOptions, report: Report, machine: Machine
 ) -> Outbounds:
     """Return the outbounds; without any there is one, direct, as in sing-box."""
-    found = Outbounds()
+    found = Outbounds(refused=tags_in(report.tree, "outbounds"))
     for index, outbound in enumerate(options):
         tag = outbound.tag or str(index)  # as sing-box names those without tag
         if tag in found.origins:

@@ -26,7 +26,7 @@ from shared.config import (
 )
 from shared.config import RouteOptions as RouteOptionsAction
 
-__all__ = ["build_route"]
+__all__ = ["build_route", "own_rules"]
 
 DNS_PORT = 53
 
@@ -70,15 +70,10 @@ def build_route(
 ) -> RouteConfig:
     """Return the rules; `hijack_dns`: port 53 is led to the DNS service when no rule speaks of DNS."""
     rules = [rule for option in options.rules for rule in _rule(option, outbounds, dns_tags, scope)]
-    own = _own_rules(tun, dns_addresses, scope.report)
-    if hijack_dns and not any(_speaks_of_dns(rule) for rule in rules):
-        own.append(
-            Rule(
-                match=Match(port=(DNS_PORT,)),
-                action=HijackDns(),
-                origin='the engine\'s own: no rule speaks of DNS (switched off by "engine": {"hijack_dns": false})',
-            )
-        )
+    own = [
+        *own_rules(dns_addresses, every_server=hijack_dns and not any(map(_speaks_of_dns, rules))),
+        *_legacy_rules(tun, scope.report),
+    ]
     resolver = options.default_domain_resolver
     if resolver is not None and resolver.server and resolver.server not in dns_tags:
         where = (*options.where, "default_domain_resolver")
@@ -91,7 +86,8 @@ def build_route(
     )
 
 
-def _own_rules(tun: TunOptions | None, dns_addresses: tuple[str, ...], report: Report) -> list[Rule]:
+def own_rules(dns_addresses: tuple[str, ...], *, every_server: bool) -> list[Rule]:
+    """Return the rules that come before those of a file: DNS to the tun's own addresses, or to `every_server`."""
     rules = []
     if dns_addresses:
         rules.append(
@@ -101,6 +97,20 @@ def _own_rules(tun: TunOptions | None, dns_addresses: tuple[str, ...], report: R
                 origin="the engine's own: the DNS address of the tun (switched off by its dns_mode disabled)",
             )
         )
+    if every_server:
+        rules.append(
+            Rule(
+                match=Match(port=(DNS_PORT,)),
+                action=HijackDns(),
+                origin='the engine\'s own: no rule speaks of DNS (switched off by "engine": {"hijack_dns": false})',
+            )
+        )
+    return rules
+
+
+def _legacy_rules(tun: TunOptions | None, report: Report) -> list[Rule]:
+    """Return what the keys of an inbound before sing-box 1.11 mean."""
+    rules: list[Rule] = []
     if tun is None:
         return rules
     match = Match(inbound=(tun.tag,))

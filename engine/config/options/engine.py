@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from engine.config.decode import Options
 from engine.config.fields import Duration, Read, integer
+from engine.http.listen import ListenError, parse_listen
 
 __all__ = ["WORKERS_MAX", "EngineOptions", "StackOptions", "UdpOptions"]
 
@@ -14,14 +15,16 @@ def _count(low: int, high: int, what: str) -> Read:
     return Read(lambda value: integer(value, low, high, what), {"type": "integer", "minimum": low, "maximum": high})
 
 
-def _metrics(value: Any) -> str | None:
-    """Return host:port, or None for `off`."""
+def _metrics(value: Any) -> str:
     if value in ("off", False):
-        return None
-    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
-    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        return "off"
+    if not isinstance(value, str) or not value:
         raise ValueError('write "HOST:PORT", as in "127.0.0.1:9464", or "off"')
-    return f"{host or '0.0.0.0'}:{port}"
+    try:
+        parse_listen(value, option="metrics")
+    except ListenError as error:
+        raise ValueError(str(error).removeprefix("metrics: ")) from None
+    return value
 
 
 Bytes = Annotated[int, _count(16 * 1024, 64 * 1024 * 1024, "a buffer in bytes")]
@@ -65,8 +68,8 @@ class EngineOptions(Options, frozen=True, kw_only=True):
     metrics: Annotated[
         str | None,
         Read(_metrics, {"anyOf": [{"const": "off"}, {"type": "string", "pattern": ":[0-9]+$"}, {"const": False}]}),
-    ] = "127.0.0.1:9464"
-    """HOST:PORT of the metrics, or `off`."""
+    ] = None
+    """HOST:PORT of metrics, health and Clash API, or `off`; nothing: 127.0.0.1:9464, where that is free."""
     kill_switch: bool = False
     """While the engine is meant to run, nothing leaves the machine but through it."""
     hijack_dns: bool = True

@@ -160,7 +160,7 @@ class ClashApiOptions(Options, frozen=True, kw_only=True):
     default_mode: str = "rule"
     access_control_allow_origin: Listable[str] = ()
     """Origins of dashboards that a browser may load from elsewhere; `*`: all."""
-    access_control_allow_private_network: bool = False
+    access_control_allow_private_network: Annotated[bool, Hidden()] = False
 
     external_ui_download_url: Annotated[
         object, Ignored("external_ui_download_url has no effect: fetch the files yourself")

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
-from engine.config.load import expand, load, load_text, with_proxy
+from engine.config.load import expand, load, load_text
+from engine.config.named_proxy import for_proxy, with_proxy
 from engine.config.problems import ConfigError
-from shared.config import ProxyConfig, ProxyOutbound, Route
+from engine.http import HttpOptions
+from shared.config import HijackDns, ProxyConfig, ProxyOutbound, Route
 from tests.engine.config.conftest import BASE, DIRECT, SOCKS, TUN, Load, machine, with_base
 
 EVERYTHING_WRONG = """{
@@ -147,7 +149,7 @@ def test_the_engine_key(load: Load) -> None:
         }
     )  # fmt: skip
     assert (config.workers, config.tun.offload, config.run_dir, config.log.format) == (3, "tso", "/run/x", "json")
-    assert (config.metrics, config.kill_switch) == (None, True)
+    assert (config.http, config.kill_switch) == (None, True)
     assert (config.stack.max_tcp_flows, config.stack.keepalive_idle, config.udp.max_associations) == (77, 3600.0, 9)
 
 
@@ -156,7 +158,8 @@ def test_the_engine_key(load: Load) -> None:
     [
         ({"workers": 0}, "workers is a number from 1 to 64"),
         ({"workers": "4"}, "without quotation marks: 4"),
-        ({"metrics": "9464"}, "HOST:PORT"),
+        ({"metrics": "9464"}, "is not HOST:PORT"),
+        ({"metrics": "0.0.0.0:9464"}, "only with a secret"),
         ({"stack": {"max_flows": 5}}, 'did you mean "max_tcp_flows"'),
         ({"kill_switch": 1}, "true or false"),
         ({"stack": 5}, "an object in { }"),
@@ -173,11 +176,14 @@ def test_experimental(load: Load, errors: Any) -> None:
         "cache_file": {"enabled": True, "path": "c.db", "store_fakeip": True},
     }
     config = load(experimental=experimental)
-    assert config.clash_api is not None and config.clash_api.listen == "127.0.0.1:9090"
-    assert "s3cret" not in repr(config)
+    assert config.http == HttpOptions(addresses=(("127.0.0.1", 9090),), is_named=True, secret="s3cret")
+    assert config.mode == "Global"
     assert config.cache is not None and config.cache.store_fakeip
     (line,) = errors(experimental={"clash_api": {"external_controller": "0.0.0.0:9090"}})
-    assert "write a secret" in line
+    assert "only with a secret" in line
+    assert load(engine={"metrics": "127.0.0.1:1"}).http == HttpOptions(addresses=(("127.0.0.1", 1),), is_named=True)
+    both = load(engine={"metrics": "127.0.0.1:1"}, experimental=experimental).http
+    assert both is not None and both.addresses == (("127.0.0.1", 1), ("127.0.0.1", 9090))
 
 
 def test_proxy_option_takes_the_place_of_the_default_proxy(load: Load) -> None:
@@ -200,3 +206,11 @@ def test_loading_is_pure() -> None:
     text = with_base(route={"rules": [{"port": 1, "outbound": "direct"}]})
     assert load_text(text, machine=machine()) == load_text(text, machine=machine())
     assert BASE["inbounds"] == [TUN]
+
+
+def test_a_proxy_without_file_takes_everything() -> None:
+    config = for_proxy(ProxyConfig("socks5", "192.0.2.1", 1080))
+    assert config.policy.route.final == "proxy"
+    assert [type(rule.action) for rule in config.policy.route.rules] == [HijackDns, HijackDns]
+    assert config.policy.dns.servers[0].detour == "proxy"
+    assert config.tun.auto_route and config.tun.dns_addresses == ("198.18.0.2", "fdfe:dcba:9876::2")

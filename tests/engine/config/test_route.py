@@ -348,3 +348,9 @@ def test_v2ray_outbounds_are_recognised(errors: Any) -> None:
 def test_socks4(load: Load) -> None:
     proxy = load(outbounds=[{**SOCKS, "version": "4a", "username": "anna"}]).policy.outbounds[0].proxy  # type: ignore[union-attr]
     assert proxy == ProxyConfig("socks4", "127.0.0.1", 1080, "anna")
+
+
+def test_an_outbound_that_is_refused_is_told_once(errors: Any) -> None:
+    outbounds = [{"type": "vmess", "tag": "v"}, {"type": "selector", "tag": "s", "outbounds": ["v"]}]
+    (line,) = errors(outbounds=outbounds, route={"rules": [{"port": 1, "outbound": "v"}], "final": "s"})
+    assert '"vmess" is not supported' in line
