@@ -8,8 +8,8 @@ Each process owns one row of CELLS 8-byte cells:
     +----------+-------+------------+---------------------------------------------------------------+
 
 A cell is written by one aligned 8-byte store, so a reader sees the old or the new value, never half of one. Gauges
-(`*_ACTIVE`, TCP_HALF_OPEN, BUFFER_BYTES) live in the same row. Rows are never reset: a worker that is started again goes on
-where the one before it ended.
+(`*_ACTIVE`, TCP_HALF_OPEN, BUFFER_BYTES, DNS_WAITING) live in the same row. Rows are never reset: a worker that is started
+again goes on where the one before it ended.
 """
 
 from bisect import bisect_left
@@ -90,6 +90,20 @@ class Cell(IntEnum):
     REJECTED = 27
     """Connections and datagrams that a rule refused."""
 
+    # DNS service (workers/dns)
+    DNS_QUERIES = 32
+    DNS_CACHE_HITS = 33
+    DNS_STALE_HITS = 34
+    DNS_JOINED = 35
+    """Queries that waited for the answer to an equal one."""
+    DNS_UPSTREAM = 36
+    """Questions that a server was asked."""
+    DNS_FAILED = 37
+    """Of these, those without an answer, or answered SERVFAIL or REFUSED."""
+    DNS_TRUNCATED = 38
+    DNS_WAITING = 39
+    """Gauge: questions under way."""
+
     # owners of flows (engine/processes)
     PROCESS_LOOKUPS = 48
     PROCESS_UNKNOWN = 49
@@ -112,6 +126,12 @@ class Cell(IntEnum):
     DROP_HALF_OPEN = 79
     DROP_RULE = 80
     """Rejected without an answer."""
+    DROP_DNS_MALFORMED = 90
+    """Messages to port 53 that are no queries; those with a header are answered with an error."""
+    DROP_DNS_LIMIT = 91
+    """Queries above the limits of what may be under way."""
+    DROP_DNS_RULE = 92
+    """Queries that a rule leaves unanswered."""
 
 
 DROPS: dict[Cell, str] = {
@@ -151,7 +171,7 @@ class OutboundCell(IntEnum):
     """Histogram: seconds that a TCP connection took to be made."""
 
 
-GAUGES = (Cell.TCP_ACTIVE, Cell.UDP_ACTIVE, Cell.TCP_HALF_OPEN, Cell.BUFFER_BYTES)
+GAUGES = (Cell.TCP_ACTIVE, Cell.UDP_ACTIVE, Cell.TCP_HALF_OPEN, Cell.BUFFER_BYTES, Cell.DNS_WAITING)
 """Cells that say how much there is now; all others but HEARTBEAT only ever grow."""
 
 

@@ -13,7 +13,11 @@ from tests.fuzz.mutation import mutated
 from tests.fuzz.seeds import DATAGRAMS, SEEDS
 from tests.fuzz.world import World
 from tests.support.quic import crypto, initial
+from tests.workers.dns.messages import ask, reply
 from tests.workers.sniff.captures import capture, every_capture
+from workers.dns.answers import filter_bindings, without_edns
+from workers.dns.cache import Answer
+from workers.dns.wire import BadQuery, BadReply, Query, check_name, parse_query, parse_reply
 from workers.sniff import SNIFFERS, DatagramSniffer, Incomplete, Result, sniff_stream
 
 __all__ = ["TARGETS"]
@@ -165,12 +169,57 @@ QUIC_SEEDS = [
     crypto(9, _HELLO[9:]),
 ]
 
+
+def dns(random: Random) -> int:
+    """DNS messages: a query is refused or answered, a server's answer is refused or can be given to whoever asks."""
+    for _ in range(OTHER_INPUTS // 2):
+        query = _query(mutated(random.choice(DNS_QUERIES), random))
+        data = bytes(mutated(random.choice(DNS_REPLIES), random))
+        try:
+            reply = parse_reply(data)
+            if query is None or reply.question.lower() != query.question.lower():
+                query = _query(random.choice(DNS_QUERIES))
+            assert query is not None
+            if random.random() < 0.2:
+                data = filter_bindings(data, h3=False, ipv4_hints=random.random() < 0.5, ipv6_hints=False)
+            if reply.opt is not None:
+                data = without_edns(data)
+            answer = Answer(data, parse_reply(data), query, 0.0)
+        except BadReply:
+            continue
+        limit = random.choice((512, 1232, 65535))
+        assert len(answer.render(query, random.random() * 1000, limit)) <= max(limit, 12 + 255 + 4 + 11)
+    return OTHER_INPUTS // 2 * 2
+
+
+def _query(data: bytes) -> Query | None:
+    try:
+        query = parse_query(bytes(data))
+        if query is not None:
+            check_name(query)
+    except BadQuery as bad:
+        assert len(bad.reply()) >= 12
+        return None
+    return query
+
+
+DNS_QUERIES = [ask(), ask("www.example.com", "HTTPS", payload=1232), ask("a.b.c", "AAAA", ednsflags=0x8000)]
+DNS_REPLIES = [
+    reply(ask(), "example.com. 300 IN A 192.0.2.1", "example.com. 300 IN A 192.0.2.2", edns=0),
+    reply(
+        ask(qtype="HTTPS"), "example.com. 60 IN HTTPS 1 . alpn=h3,h2 ipv4hint=192.0.2.1 ipv6hint=2001:db8::1", edns=0
+    ),
+    reply(ask(), rcode="NXDOMAIN", authority=["example.com. 900 IN SOA ns.example.com. a.example.com. 1 2 3 4 30"]),
+    reply(ask(), "example.com. 60 IN CNAME www.example.com.", "www.example.com. 60 IN A 192.0.2.1"),
+]
+
 TARGETS: dict[str, tuple[int, Callable[[Random], int]]] = {
     "stack": (6, stack),
     "flow_key": (3, flow),
     "fragments": (3, fragments),
     "codecs": (3, codecs),
     "socks5": (3, socks),
+    "dns": (3, dns),
     "sniff": (1, sniff),
 }
 """Name -> (weight, target)."""
