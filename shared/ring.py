@@ -11,14 +11,14 @@ Entry n of the stream stands in word[n % entries] with sequence n / entries + 1.
 one has not been written yet (or is of an earlier lap) and is not processed: the word itself says whether it is there, so
 that publishing is one store and looking is one load, and no index of the producer is shared.
 
-Ordering. CPython has no atomics over shared memory, so the argument is made here, in `push`, `pull` and `_fence`:
+Ordering. CPython has no atomics over shared memory, so the argument is made here, in `push`, `pull` and `fence`:
   * An item assignment to a memoryview of format "Q" is one aligned 8-byte store; reading it is one load (CPython packs
     with a fixed-size memcpy). A word is never seen half written.
   * Payload before word: x86-64 keeps stores in order and loads in order (Intel SDM 3A, 9.2.2), so whoever sees the word
     sees the payload. arm64 does not, so there `push` fences before the store and `pull` after the load.
   * Falling asleep is Dekker's pattern: the consumer stores `sleeping` and then looks for a word; the producer stores a word
     and then looks at `sleeping`. Every machine may delay a store past a later load, so both fence between the two.
-  * `_fence` takes and gives back an uncontended lock. On x86-64 that is a LOCK-prefixed instruction, a full barrier. On
+  * `fence` takes and gives back an uncontended lock. On x86-64 that is a LOCK-prefixed instruction, a full barrier. On
     arm64 an acquire and a release of one variable stand between the two accesses; where a processor still lets the load
     overtake the store, the next point holds.
   * Should a wake-up be lost all the same, the consumer looks again on its next tick (workers/link.py), so the cost
@@ -29,7 +29,7 @@ import platform
 import threading
 from mmap import PAGESIZE
 
-__all__ = ["INLINE_MAX", "Ring", "ring_size"]
+__all__ = ["INLINE_MAX", "Ring", "fence", "ring_size"]
 
 INLINE_MAX = 2048
 """Packets up to this many bytes (with virtio header) travel inside the ring, without a slot."""
@@ -46,7 +46,7 @@ _STRONGLY_ORDERED = platform.machine() in ("x86_64", "AMD64", "i686")
 _lock = threading.Lock()
 
 
-def _fence() -> None:
+def fence() -> None:
     """Full memory barrier; see the module docstring."""
     _lock.acquire()
     _lock.release()
@@ -99,7 +99,7 @@ class Ring:
         if n == self._limit and not self._room():
             return False
         if not _STRONGLY_ORDERED:
-            _fence()
+            fence()
         self._words[_WORDS + (n & self._mask)] = (
             ((n >> self._shift) % _SEQUENCE_MASK + 1) << 32 | (slot + 1) << _LENGTH_BITS | length
         )
@@ -115,7 +115,7 @@ class Ring:
         length = len(packet)
         self.inline[i][:length] = packet
         if not _STRONGLY_ORDERED:
-            _fence()
+            fence()
         self._words[_WORDS + i] = ((n >> self._shift) % _SEQUENCE_MASK + 1) << 32 | length
         self._next = n + 1
         return True
@@ -131,7 +131,7 @@ class Ring:
 
     def must_wake(self) -> bool:
         """Whether the consumer sleeps and this producer is now the one to ring its doorbell. Call after a batch of pushes."""
-        _fence()
+        fence()
         words = self._words
         if words[_SLEEPING]:
             words[_SLEEPING] = 0  # the doorbell is on its way: later batches need not ring again
@@ -150,21 +150,21 @@ class Ring:
         if word >> 32 != (n >> self._shift) % _SEQUENCE_MASK + 1:
             return None
         if not _STRONGLY_ORDERED:
-            _fence()
+            fence()
         self._next = n + 1
         return n & self._mask, word & _LENGTH_MASK, (word >> _LENGTH_BITS & _SLOT_MASK) - 1
 
     def release(self) -> None:
         """Give every entry pulled so far back to the producer. Call once per batch."""
         if not _STRONGLY_ORDERED:
-            _fence()
+            fence()
         self._words[_CONSUMED] = self._next
 
     def try_sleep(self) -> bool:
         """Announce sleep. True: sleep, the doorbell will ring. False: an entry has come meanwhile, go on pulling."""
         words = self._words
         words[_SLEEPING] = 1
-        _fence()
+        fence()
         n = self._next
         if words[_WORDS + (n & self._mask)] >> 32 == (n >> self._shift) % _SEQUENCE_MASK + 1:
             words[_SLEEPING] = 0

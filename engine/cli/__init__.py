@@ -9,6 +9,7 @@ import typer
 
 from engine.cli.check import check
 from engine.cli.demo import demo
+from engine.cli.explain import explain
 from engine.cli.repair import repair
 from engine.cli.running import status, stop
 from engine.cli.start import start
@@ -22,7 +23,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Carries every TCP and UDP flow of this machine to your SOCKS5 proxy.",
 )
-for command in (start, stop, status, check, demo, repair):
+for command in (start, stop, status, check, explain, demo, repair):
     app.command()(command)
 
 

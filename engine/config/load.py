@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from engine.config.build.conditions import Scope
+import msgspec
+
+from engine.config.build.conditions import Scope, asks_for_names
 from engine.config.build.dns import build_dns
 from engine.config.build.machine import Machine, this_machine
 from engine.config.build.outbounds import build_outbounds
@@ -21,7 +23,7 @@ from engine.config.problems import Problems, Report, Sources
 from engine.config.rule_set.files import build_rule_sets
 from engine.http import HttpOptions
 from engine.http.listen import DEFAULT_LISTEN, ListenError, is_loopback, parse_listen
-from shared.config import Policy, RouteConfig, StackConfig, UdpConfig
+from shared.config import DnsConfig, HijackDns, Policy, RouteConfig, Sniff, StackConfig, UdpConfig
 
 __all__ = ["FILE_SIZE_MAX", "expand", "load", "load_text"]
 
@@ -142,6 +144,7 @@ def _load(tree: Object, problems: Problems, machine: Machine, files: list[str]) 
     http = _http(options.experimental, engine.metrics, report)
     problems.raise_errors()
     _warn_of_unreachable(routes, problems, report)
+    dns = _with_names(dns, routes, report)
     return EngineConfig(
         policy=Policy(outbounds=_default_first(outbounds.configs, outbounds.default), route=routes, dns=dns),
         tun=tun_config,
@@ -165,7 +168,7 @@ def _default_first(configs: list[Any], default: str) -> tuple[Any, ...]:
 
 
 def _warn_of_unreachable(routes: RouteConfig, problems: Problems, report: Report) -> None:
-    origins = {report.origin(("route", "rules", index)): index for index in range(len(_list(report.tree)))}
+    origins = _origins(report)
     for index, rule in enumerate(routes.rules):
         if rule.origin not in origins:
             continue
@@ -175,6 +178,30 @@ def _warn_of_unreachable(routes: RouteConfig, problems: Problems, report: Report
                 ("route", "rules", origins[rule.origin]),
                 f"no flow comes to this rule: the rule at {earlier.origin} takes all that it could match",
             )
+
+
+def _with_names(dns: DnsConfig, routes: RouteConfig, report: Report) -> DnsConfig:
+    """Switch reverse mapping on where rules ask for names, and nothing else would tell them."""
+    if dns.reverse_mapping or not any(isinstance(rule.action, HijackDns) for rule in routes.rules):
+        return dns
+    rule_sets = {rule_set.tag: rule_set for rule_set in routes.rule_sets}
+    for rule in routes.rules:
+        if isinstance(rule.action, Sniff):
+            break
+        if asks_for_names(rule.match, rule_sets):
+            index = _origins(report).get(rule.origin, 0)
+            report.warning(
+                ("route", "rules", index),
+                "no rule with the action sniff stands before this one, so that sing-box would know no name here: it is "
+                "taken from the DNS answers, as with dns.reverse_mapping",
+            )
+            return msgspec.structs.replace(dns, reverse_mapping=True)
+    return dns
+
+
+def _origins(report: Report) -> dict[str, int]:
+    """Return the places of the file's route rules and their indices."""
+    return {report.origin(("route", "rules", index)): index for index in range(len(_list(report.tree)))}
 
 
 def _list(tree: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """Conditions of rules: options -> Match and Logical."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.config.decode import nearest
@@ -12,9 +13,9 @@ from engine.config.options.rule import (
     QuestionOptions,
 )
 from engine.config.problems import Report
-from shared.config import Logical, Match
+from shared.config import Logical, Match, RuleSet
 
-__all__ = ["NEVER", "Scope", "build_conditions"]
+__all__ = ["NEVER", "Scope", "asks_for_names", "build_conditions"]
 
 NEVER = Logical(mode="or", rules=())
 """Holds for no flow."""
@@ -122,3 +123,13 @@ def _check_references(options: MatchOptions, scope: Scope) -> None:
                 report.warning(
                     (*here, key, index), f'"{path}" is no absolute path, so that no program has it: use process_name'
                 )
+
+
+def asks_for_names(match: Match | Logical, rule_sets: Mapping[str, RuleSet]) -> bool:
+    """Whether a condition depends on the name of the destination, itself or by one of its rule-sets."""
+    if isinstance(match, Logical):
+        return any(asks_for_names(part, rule_sets) for part in match.rules)
+    if match.domain or match.domain_suffix or match.domain_keyword or match.domain_regex:
+        return True
+    named = (rule_sets[tag] for tag in match.rule_set if tag in rule_sets)
+    return any(asks_for_names(part, rule_sets) for rule_set in named for part in rule_set.rules)

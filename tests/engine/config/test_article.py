@@ -28,6 +28,7 @@ def test_everything_that_was_read_otherwise_than_it_stands_is_one_line_each() ->
         "config.json:14:1",
         "config.json:24:19",  # utun8
         "config.json:43:19",  # en0
+        "config.json:52:1",  # a name, which nothing sniffs
         "config.json:59:1",  # 127.0.0.1/32, which is private
         "config.json:74:12",  # "tcp,udp"
     ]
@@ -57,7 +58,7 @@ def test_it_means_what_its_author_meant() -> None:
 
 def test_its_dns_goes_through_the_proxy_as_it_did_when_it_was_written() -> None:
     dns = load_text(FILLED_IN, machine=machine()).policy.dns
-    assert dns.strategy == "ipv4_only"
+    assert dns.strategy == "ipv4_only" and dns.reverse_mapping
     assert [(server.tag, server.kind, server.server, server.detour) for server in dns.servers] == [
         ("google-dns", "udp", "8.8.8.8", "v2rayu-proxy"),
         ("cf-dns", "udp", "1.1.1.1", "v2rayu-proxy"),

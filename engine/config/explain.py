@@ -1,0 +1,330 @@
+"""What the engine would do with a flow: every rule that is tried, why it does not hold, and the one that decides.
+
+The rules are compiled and asked by the very code that the workers use (shared/rules). What a worker learns on the way is
+assumed here, and said: a name is known from the first `sniff` on, or at once where DNS answers tell it.
+"""
+
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address, ip_network
+from typing import Any, Literal
+
+import msgspec
+
+from engine.config.model import EngineConfig
+from shared.config import (
+    FallbackOutbound,
+    HijackDns,
+    Logical,
+    Match,
+    OutboundConfig,
+    ProxyOutbound,
+    Reject,
+    Resolve,
+    Route,
+    RouteOptions,
+    Rule,
+    SelectorOutbound,
+    Sniff,
+    UrltestOutbound,
+)
+from shared.process import ProcessInfo
+from shared.rules.flow import Flow
+from shared.rules.matcher import Compiler, NeedProcess
+
+__all__ = ["Explanation", "Question", "Tried", "explain"]
+
+SOURCE_PORT = 50000
+"""Of the flow that is asked about, where none is said: one of those that the kernel gives to programs."""
+_GUESSES = {("tcp", 443): "tls", ("tcp", 80): "http", ("udp", 443): "quic", ("tcp", 22): "ssh", ("udp", 123): "ntp"}
+"""What is spoken at a port, as far as nobody says otherwise."""
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """The flow that is asked about."""
+
+    host: str
+    """Name or address of the destination."""
+    port: int
+    network: Literal["tcp", "udp"] = "tcp"
+    source: str | None = None
+    """Address; None: the tun's own."""
+    process: ProcessInfo = ProcessInfo()
+    protocol: str | None = None
+    """What sniffing finds; None: what the port suggests."""
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """One rule that was tried."""
+
+    origin: str
+    """Where it stands."""
+    conditions: str
+    """As JSON."""
+    action: str
+    holds: bool
+    reason: str
+    """Why it does not hold, or what it did."""
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer."""
+
+    flow: str
+    """The flow in one line."""
+    notes: tuple[str, ...]
+    """What was assumed, and what comes before the rules."""
+    tried: tuple[Tried, ...]
+    decided_by: str
+    """Origin of the rule that decides; empty: none does, so that the default outbound is taken."""
+    action: str
+    """route, reject, drop or hijack-dns."""
+    outbound: str | None
+    """Tag, where the action is route."""
+    path: tuple[str, ...]
+    """From the outbound to where packets leave: groups with the member they begin with."""
+
+
+def explain(config: EngineConfig, question: Question, look_up: Callable[[str], Sequence[str]]) -> Explanation:
+    """Return what becomes of a flow. `look_up` returns the addresses of a name, none when there are none."""
+    return _Explainer(config, question, look_up).run()
+
+
+class _Explainer:
+    def __init__(self, config: EngineConfig, question: Question, look_up: Callable[[str], Sequence[str]]) -> None:
+        self.config = config
+        self.question = question
+        self.look_up = look_up
+        self.notes: list[str] = []
+        self.tried: list[Tried] = []
+        self.name: str | None = None
+        """The name that sniffing would find."""
+        self.flow = self._flow()
+
+    def _flow(self) -> Flow:
+        question = self.question
+        host = question.host.rstrip(".").lower()
+        try:
+            destination, known = str(ip_address(host)), None
+        except ValueError:
+            self.name = host
+            addresses = self.look_up(host)
+            destination = addresses[0] if addresses else ""
+            known = host if self._names_are_known_at_once() else None
+            if destination:
+                self.notes.append(f"{host} is taken to be {destination}, as this machine resolves it now")
+            else:
+                self.notes.append(f"{host} cannot be resolved here: rules about addresses do not hold")
+            if known is None:
+                self.notes.append(
+                    "the engine sees an address, not a name: rules about names hold only behind a rule with the action sniff"
+                )
+        version = 6 if ":" in destination else 4
+        return Flow(
+            network=question.network,
+            source=ip_address(question.source or self._own_address(version)).packed,
+            source_port=SOURCE_PORT,
+            destination=ip_address(destination).packed if destination else b"",
+            destination_port=question.port,
+            inbound=self.config.tun.tag,
+            domain=known,
+            process=question.process,
+        )
+
+    def _names_are_known_at_once(self) -> bool:
+        dns = self.config.policy.dns
+        return dns.reverse_mapping or any(server.kind == "fakeip" for server in dns.servers)
+
+    def _own_address(self, version: int) -> str:
+        own = [address.partition("/")[0] for address in self.config.tun.addresses]
+        return next((text for text in own if ip_address(text).version == version), own[0] if own else "198.18.0.1")
+
+    def run(self) -> Explanation:
+        self._note_what_comes_before_the_rules()
+        policy = self.config.policy
+        rules = Compiler(policy.route.rule_sets).compile(policy.route.rules)
+        flow_text = self._flow_text()
+        start = 0
+        while True:
+            trials, step = rules.trace(self.flow, start)
+            assert not isinstance(step, NeedProcess), "the question says which program it is"
+            for trial in trials:
+                if step is None or trial.index != step.index:
+                    self._add(trial.rule, holds=False, reason=self._why_not(trial.failed))
+            if step is None:
+                return self._end(flow_text, "", Route(outbound=policy.route.final or policy.outbounds[0].tag))
+            action = step.rule.action
+            match action:
+                case Route() | Reject() | HijackDns():
+                    self._add(step.rule, holds=True, reason="it decides")
+                    return self._end(flow_text, step.rule.origin, action)
+                case Sniff():
+                    self._add(step.rule, holds=True, reason=self._sniff(action))
+                case Resolve():
+                    self._add(step.rule, holds=True, reason=self._resolve())
+                case RouteOptions():
+                    self._add(step.rule, holds=True, reason=self._change(action))
+            start = step.index + 1
+
+    def _add(self, rule: Rule, *, holds: bool, reason: str) -> None:
+        self.tried.append(
+            Tried(
+                origin=rule.origin,
+                conditions=_conditions(rule.match),
+                action=_action(rule.action),
+                holds=holds,
+                reason=reason,
+            )
+        )
+
+    def _why_not(self, failed: str) -> str:
+        if failed == "invert":
+            return "its conditions hold, and it has invert"
+        if failed.startswith(("domain", "and: domain")) and self.flow.domain is None and self.name is not None:
+            return f"{failed}: the name is not known yet"
+        if "process" in failed or failed in ("user", "user_id"):
+            return f"{failed}: the program is {self._program()}"
+        return f"{failed}: does not hold"
+
+    def _program(self) -> str:
+        process = self.question.process
+        return process.path or process.name or "not known (say --process NAME)"
+
+    def _sniff(self, action: Sniff) -> str:
+        question = self.question
+        protocol = question.protocol or _GUESSES.get((question.network, question.port))
+        if protocol is None or (action.sniffer and protocol not in action.sniffer):
+            return "nothing is found"
+        self.flow.sniffed = True
+        self.flow.protocol = protocol
+        found = f"it is taken for {protocol}" if question.protocol is None else f"it finds {protocol}"
+        if self.name is None or protocol not in ("tls", "http", "quic"):
+            return found
+        self.flow.domain = self.name
+        return f"{found}, and the name {self.name}"
+
+    def _resolve(self) -> str:
+        if self.flow.domain is None or self.flow.destination:
+            return "there is an address already"
+        return "the name cannot be resolved here"
+
+    def _change(self, options: RouteOptions) -> str:
+        if options.override_port is not None:
+            self.flow.destination_port = options.override_port
+        if options.override_address is not None:
+            try:
+                self.flow.destination = ip_address(options.override_address).packed
+            except ValueError:
+                self.flow.destination, self.flow.domain = b"", options.override_address
+        return f"from here on it is a flow to {self._flow_text().partition(' to ')[2]}"
+
+    def _flow_text(self) -> str:
+        flow = self.flow
+        address = str(ip_address(flow.destination)) if flow.destination else ""
+        bracketed = f"[{address}]" if ":" in address else address
+        shown = f"{flow.domain or self.name} ({address})" if (flow.domain or self.name) and address else bracketed
+        return f"{flow.network} from {ip_address(flow.source)} to {shown or flow.domain or self.name}:{flow.destination_port}"
+
+    def _note_what_comes_before_the_rules(self) -> None:
+        tun, flow = self.config.tun, self.flow
+        if not flow.destination:
+            return
+        address = ip_address(flow.destination)
+        if address.is_loopback:
+            self.notes.append(f"{address} never enters the tun: the kernel delivers it on this machine")
+        for text in tun.route_exclude_address:
+            if "-" not in text and address in ip_network(text, strict=False):
+                self.notes.append(f"it does not enter the tun: {address} is in {text} of route_exclude_address")
+        if tun.route_address and not any(address in ip_network(text) for text in tun.route_address):
+            self.notes.append(f"it does not enter the tun: {address} is in no prefix of route_address")
+        if not any(ip_address(own.partition("/")[0]).version == address.version for own in tun.addresses):
+            told = "is closed (strict_route)" if tun.strict_route else "goes past the tun"
+            self.notes.append(
+                f"it does not enter the tun, which has no IPv{address.version} address: IPv{address.version} {told}"
+            )
+        for outbound in self.config.policy.outbounds:
+            if isinstance(outbound, ProxyOutbound) and str(address) in (outbound.proxy.host, *outbound.proxy.addresses):
+                self.notes.append(f"{address} is the proxy {outbound.tag} itself: it leaves beside the tun")
+
+    def _end(self, flow: str, decided_by: str, action: Route | Reject | HijackDns) -> Explanation:
+        outbound = action.outbound if isinstance(action, Route) else None
+        kind = "route" if outbound is not None else "hijack-dns" if isinstance(action, HijackDns) else "reject"
+        if isinstance(action, Reject) and action.method == "drop":
+            kind = "drop"
+        return Explanation(
+            flow=flow,
+            notes=tuple(self.notes),
+            tried=tuple(self.tried),
+            decided_by=decided_by,
+            action=kind,
+            outbound=outbound,
+            path=self._path(outbound) if outbound is not None else (),
+        )
+
+    def _path(self, tag: str) -> tuple[str, ...]:
+        outbounds = {outbound.tag: outbound for outbound in self.config.policy.outbounds}
+        path: list[str] = []
+        while True:
+            outbound = outbounds[tag]
+            path.append(_outbound_text(outbound))
+            if not isinstance(outbound, SelectorOutbound | UrltestOutbound | FallbackOutbound):
+                return tuple(path)
+            default = outbound.default if isinstance(outbound, SelectorOutbound) else None
+            tag = default or outbound.outbounds[0]
+
+
+def _outbound_text(outbound: OutboundConfig) -> str:
+    match outbound:
+        case ProxyOutbound():
+            return f"{outbound.tag} ({outbound.proxy})"
+        case SelectorOutbound():
+            return f"{outbound.tag} (selector, until another is chosen)"
+        case UrltestOutbound():
+            return f"{outbound.tag} (urltest, until it is measured)"
+        case FallbackOutbound():
+            return f"{outbound.tag} (fallback, while its first member works)"
+        case _:
+            kind = type(outbound).__name__.removesuffix("Outbound").lower()
+            return outbound.tag if outbound.tag == kind else f"{outbound.tag} ({kind})"
+
+
+ITEMS_SHOWN = 4
+"""Items of a list of conditions that are shown; rule lists may have thousands."""
+
+
+def _conditions(match: Match | Logical) -> str:
+    """Return conditions as JSON, long lists shortened; nothing where there are none."""
+    plain = _plain(match)
+    return msgspec.json.encode(plain).decode() if plain else "any flow"
+
+
+def _plain(match: Match | Logical) -> dict[str, Any]:
+    if isinstance(match, Logical):
+        plain: dict[str, Any] = {"mode": match.mode, "rules": [_plain(rule) for rule in match.rules]}
+    else:
+        plain = {}
+        for name in Match.__struct_fields__:
+            value = getattr(match, name)
+            if name != "invert" and value not in ((), None, False):
+                plain[name] = _shortened(name, value) if isinstance(value, tuple) else value
+    return {**plain, "invert": True} if match.invert else plain
+
+
+def _shortened(name: str, value: tuple[Any, ...]) -> list[Any]:
+    items = [f"{item[0]}:{item[1]}" if name.endswith("port_range") else item for item in value[:ITEMS_SHOWN]]
+    return [*items, f"... {len(value) - ITEMS_SHOWN} more"] if len(value) > ITEMS_SHOWN else items
+
+
+def _action(action: object) -> str:
+    match action:
+        case Route():
+            return f"-> {action.outbound}"
+        case Reject():
+            return "reject" if action.method == "default" else "drop"
+        case HijackDns():
+            return "hijack-dns"
+        case Sniff():
+            return "sniff"
+        case Resolve():
+            return "resolve"
+        case _:
+            return "route-options"
