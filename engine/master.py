@@ -33,6 +33,7 @@ from engine.netconf import Network
 from engine.netconf.plan import NetworkPlan, build_plan
 from engine.notify import notify
 from engine.requests import Measure, Reply, Request, Stop
+from engine.run.network import PrivateNetwork
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Report, Supervisor
 from engine.tun import TunDevice, open_tun
@@ -72,6 +73,8 @@ class StartOptions:
     """The user's file, or what stands for one; the command line's options are in it, names are resolved."""
     workers: int
     run_dir: Path
+    tun: TunDevice | None = None
+    """One that stands ready in a namespace of its own (engine/run): nothing of this machine's network is changed."""
 
 
 async def run_engine(options: StartOptions) -> None:
@@ -116,12 +119,13 @@ class _Master:
             signal.SIGHUP, lambda: log.info("nothing to reload: started without a configuration file")
         )
 
-        self.tun = open_tun(config.tun.interface_name, mtu=config.tun.mtu, offload=config.tun.offload)
+        self.tun = options.tun or open_tun(config.tun.interface_name, mtu=config.tun.mtu, offload=config.tun.offload)
         undo.callback(self.tun.close)
         layout = PoolLayout(options.workers, SLOTS, RING_ENTRIES)
         self.pool = Pool.create(layout)
         undo.callback(self.pool.close)
-        network = self.network = Network(options.run_dir, on_gone=self._on_tun_gone)
+        network_kind = Network if options.tun is None else PrivateNetwork
+        network = self.network = network_kind(options.run_dir, on_gone=self._on_tun_gone)
         await network.start_guardian()
         undo.push_async_exit(self._restore_network)
 
@@ -188,7 +192,7 @@ class _Master:
 
     async def _start_workers(self, layout: PoolLayout, undo: AsyncExitStack) -> None:
         options, user = self.options, self.options.config
-        own_user = _may_become(WORKER_UID)
+        own_user = os.geteuid() == 0 and _may_become(WORKER_UID)
         self.counted += [outbound.tag for outbound in user.policy.outbounds]
         config = WorkerConfig(
             index=0,
@@ -199,7 +203,7 @@ class _Master:
             stack=msgspec.structs.replace(user.stack, mtu=self.tun.mtu, offload=self.tun.offload),
             udp=user.udp,
             uid=WORKER_UID if own_user else None,
-            mark=None if own_user else FWMARK,
+            mark=None if own_user or options.tun is not None else FWMARK,
             secret=secrets.token_bytes(16),
             log_level=user.log.level,
             log_format=user.log.format,

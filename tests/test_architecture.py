@@ -31,7 +31,12 @@ IMPURE = {
 LINES_MAX = 400
 LONGER = {"workers/stack/tcp/connection.py": 650}
 """The one state machine that reads better in one piece."""
-PLATFORM_PICKERS = {"engine/tun/__init__.py", "engine/netconf/__init__.py", "engine/processes/__init__.py"}
+PLATFORM_PICKERS = {
+    "engine/tun/__init__.py",
+    "engine/netconf/__init__.py",
+    "engine/processes/__init__.py",
+    "engine/run/__init__.py",
+}
 BASES_WITHOUT_METHODS = {"Protocol", "Exception", "Enum", "IntEnum", "NamedTuple", "msgspec.Struct"}
 NO_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}
 

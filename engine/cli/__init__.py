@@ -11,6 +11,7 @@ from engine.cli.check import check
 from engine.cli.demo import demo
 from engine.cli.explain import explain
 from engine.cli.repair import repair
+from engine.cli.run import run
 from engine.cli.running import status, stop
 from engine.cli.start import start
 
@@ -25,6 +26,8 @@ app = typer.Typer(
 )
 for command in (start, stop, status, check, explain, demo, repair):
     app.command()(command)
+# What follows the command belongs to the command: `engine run curl -v` is `engine run -- curl -v`.
+app.command(context_settings={"allow_interspersed_args": False})(run)
 
 
 def main() -> Any:
