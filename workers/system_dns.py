@@ -26,7 +26,7 @@ class SystemDns:
         if len(query) >= _HEADER_LENGTH:
             respond(query[:2] + _REFUSED + bytes(8))
 
-    async def look_up(self, name: str, how: Resolve | None) -> Sequence[bytes]:
+    async def look_up(self, name: str, how: Resolve) -> Sequence[bytes]:
         """Ask getaddrinfo(3), in a thread. `how` has no meaning here but for its strategy."""
         try:
             infos = await self._loop.getaddrinfo(name, None, type=socket.SOCK_STREAM)
@@ -37,8 +37,7 @@ class SystemDns:
             found[4 if family == socket.AF_INET else 6].append(
                 socket.inet_pton(family, str(address[0]).partition("%")[0])
             )
-        strategy = how.strategy if how is not None else None
-        order = {"ipv4_only": (4,), "ipv6_only": (6,), "prefer_ipv6": (6, 4)}.get(strategy or "", (4, 6))
+        order = {"ipv4_only": (4,), "ipv6_only": (6,), "prefer_ipv6": (6, 4)}.get(how.strategy or "", (4, 6))
         return [packed for version in order for packed in found[version]]
 
     def name_of(self, address: bytes) -> tuple[str | None, bool]:

@@ -17,10 +17,10 @@ import uvloop
 
 from shared import control
 from shared.channel import channel_to_master, receive_from_master, send_now
-from shared.config import Policy, WorkerConfig
+from shared.config import DirectOutbound, Policy, ProxyOutbound, WorkerConfig
 from shared.log import configure_logging
 from shared.pool import Pool, PoolLayout
-from shared.privileges import drop_privileges
+from shared.privileges import CAP_NET_ADMIN, drop_privileges
 from shared.rules.matcher import Compiler
 from workers.link import Link
 from workers.relay.relay import Relay
@@ -43,7 +43,7 @@ def run(control_fd: int, pool_fd: int, tun_fd: int, doorbell: int, master_pid: i
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pool = Pool.attach(pool_fd, PoolLayout(config.workers, config.slots, config.ring_entries))
     try:
-        drop_privileges(config.uid)
+        drop_privileges(config.uid, keep=(CAP_NET_ADMIN,) if _marks_sockets(config.policy) else ())
     except OSError as error:
         send_now(channel, control.Failed(f"cannot become uid {config.uid}: {error.strerror}"))
         return 1
@@ -53,11 +53,10 @@ def run(control_fd: int, pool_fd: int, tun_fd: int, doorbell: int, master_pid: i
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    uvloop.run(_serve(config, channel, pool, tun_fd, doorbell))
-    return 0
+    return uvloop.run(_serve(config, channel, pool, tun_fd, doorbell))
 
 
-async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool, tun_fd: int, doorbell: int) -> None:
+async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool, tun_fd: int, doorbell: int) -> int:
     loop = asyncio.get_running_loop()
     counters = pool.counters[config.index]
     stopped = asyncio.Event()
@@ -69,7 +68,7 @@ async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool
             case control.ProcessFound():
                 relay.processes.found(message)
             case control.Reload():
-                channel.send(control.Reloaded(message.id, _load(relay, message.policy)))
+                channel.send(control.Reloaded(message.id, _reload(relay, config, message.policy)))
             case control.Select():
                 relay.select(message.group, message.member)
             case control.Used():
@@ -121,6 +120,23 @@ async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool
     stack.close(monotonic())
     relay.close()
     channel.close()
+    return 0 if failure is None else 1
+
+
+def _marks_sockets(policy: Policy) -> bool:
+    """Whether an outbound has a routing_mark."""
+    return any(
+        outbound.dial.routing_mark is not None
+        for outbound in policy.outbounds
+        if isinstance(outbound, ProxyOutbound | DirectOutbound)
+    )
+
+
+def _reload(relay: Relay, config: WorkerConfig, policy: Policy) -> str | None:
+    """As `_load`, for a worker that has given up its privileges."""
+    if _marks_sockets(policy) and not _marks_sockets(config.policy) and config.uid is not None:
+        return "routing_mark needs a capability that the workers have given up: restart the engine to use it"
+    return _load(relay, policy)
 
 
 def _load(relay: Relay, policy: Policy) -> str | None:

@@ -12,16 +12,31 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from engine import supervisor as supervisor_module
 from engine.ingress import Ingress
-from engine.supervisor import Supervisor, WorkerFailed, WorkerState
-from shared.config import Policy, ProxyConfig, ProxyOutbound, StackConfig, WorkerConfig
+from engine.supervisor import Report, Supervisor, WorkerFailed, WorkerState
+from shared import control
+from shared.config import (
+    DialConfig,
+    DirectOutbound,
+    Match,
+    Policy,
+    ProxyConfig,
+    ProxyOutbound,
+    Route,
+    RouteConfig,
+    Rule,
+    StackConfig,
+    WorkerConfig,
+)
 from shared.metrics import GAUGES, Cell
 from shared.pool import Pool, PoolLayout
+from shared.privileges import CAP_NET_ADMIN
 from shared.ring import INLINE_MAX
-from tests.support.loop import on_loop
+from tests.support.loop import on_loop, until
 from tests.support.netns import wait_until
 from tests.support.packets import VIRTIO_NONE, ipv4
 
@@ -50,11 +65,15 @@ class Bed:
     """A supervisor with its pool, and an ingress that reads what `network` sends."""
 
     def __init__(self, config: WorkerConfig) -> None:
+        self.reports: list[tuple[int, Report]] = []
         self.pool = Pool.create(PoolLayout(WORKERS, SLOTS, RING_ENTRIES))
         self.network, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.tun.setblocking(False)
         self.supervisor = Supervisor(
-            config, pool=self.pool, tun_fd=self.tun.fileno(), on_report=lambda worker, report: None
+            config,
+            pool=self.pool,
+            tun_fd=self.tun.fileno(),
+            on_report=lambda worker, report: self.reports.append((worker, report)),
         )
         self.ingress: Ingress | None = None
 
@@ -214,6 +233,77 @@ def test_backoff_grows_to_its_bound_however_many_deaths() -> None:
     assert delays[0] == 0.0
     assert delays == sorted(delays)
     assert delays[-1] == supervisor_module.BACKOFF_MAX
+
+
+# policies
+
+
+def with_rules(*matches: Match, **dial: Any) -> Policy:
+    """A direct outbound that takes what `matches` say."""
+    rules = tuple(Rule(match=match, action=Route(outbound="direct"), origin="test") for match in matches)
+    direct = DirectOutbound(tag="direct", dial=DialConfig(**dial))
+    return msgspec.structs.replace(
+        CONFIG.policy, outbounds=(*CONFIG.policy.outbounds, direct), route=RouteConfig(rules=rules)
+    )
+
+
+def with_policy(policy: Policy) -> WorkerConfig:
+    return msgspec.structs.replace(CONFIG, policy=policy)
+
+
+@on_loop
+async def test_workers_take_policies_of_megabytes_at_the_start_and_later() -> None:
+    large = with_rules(Match(domain=tuple(f"host-{n}.example.com" for n in range(50_000))))
+    async with running(with_policy(large)) as bed:
+        assert bed.supervisor.send_all(control.Reload(7, large)) == [0, 1]
+        await until(lambda: len(bed.reports) == WORKERS)
+        assert sorted(bed.reports, key=lambda report: report[0]) == [
+            (index, control.Reloaded(7)) for index in range(WORKERS)
+        ]
+
+
+@on_loop
+async def test_worker_tells_what_is_wrong_with_a_policy() -> None:
+    wrong = with_rules(Match(domain_regex=("(",)))
+    async with running(started=False, config=with_policy(wrong)) as bed:
+        with pytest.raises(WorkerFailed, match="no regular expression"):
+            await bed.supervisor.start()
+    async with running() as bed:
+        bed.supervisor.send(1, control.Reload(8, wrong))
+        await until(lambda: bool(bed.reports))
+        ((index, reloaded),) = bed.reports
+        assert index == 1 and isinstance(reloaded, control.Reloaded)
+        assert reloaded.error is not None and "regular expression" in reloaded.error
+        assert bed.supervisor.workers[1].state is WorkerState.RUNNING
+
+
+@on_loop
+async def test_worker_started_again_has_the_newest_policy() -> None:
+    async with running() as bed:
+        bed.supervisor.set_policy(with_rules(Match(domain_regex=("(",))))
+        pid = bed.supervisor.workers[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(WorkerFailed, match="no regular expression"):
+            await bed.restarted(0)
+
+
+@pytest.mark.skipif(ANYBODY is None, reason="needs root, to become somebody else")
+@on_loop
+async def test_routing_mark_keeps_the_one_capability_that_it_needs() -> None:
+    marked = with_rules(routing_mark=0x1234)
+    async with running(with_policy(marked)) as bed:
+        for pid in bed.pids():
+            fields = process_status(pid)
+            assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 1 << CAP_NET_ADMIN
+            assert int(fields["CapInh"], 16) == int(fields["CapAmb"], 16) == 0
+            assert fields["NoNewPrivs"].strip() == "1"
+    async with running() as bed:
+        bed.supervisor.send(0, control.Reload(9, marked))
+        await until(lambda: bool(bed.reports))
+        ((_, reloaded),) = bed.reports
+        assert isinstance(reloaded, control.Reloaded)
+        assert reloaded.error is not None and "restart the engine" in reloaded.error
 
 
 # starts that fail

@@ -7,11 +7,13 @@ both ask the policy in force (policy.py, router.py) for an outbound (workers/ups
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from time import monotonic, time
 
+import msgspec
+
 from shared import control
-from shared.config import Policy, WorkerConfig
+from shared.config import Policy, Resolve, WorkerConfig
 from shared.metrics import Counters
 from shared.rules.matcher import Compiler
 from workers.relay.policy import PolicyInForce
@@ -55,6 +57,8 @@ class Relay:
         self._loop = loop
         self._counters = counters
         self._tell = tell
+        self._dns = dns
+        self._default_resolver: str | None = None
         self.processes = Processes(loop, counters, tell)
         self._outbounds = Outbounds(
             Surroundings(
@@ -62,7 +66,7 @@ class Relay:
                 counters=counters,
                 mark=config.mark,
                 measures=config.index == 0,
-                resolve=lambda name: dns.look_up(name, None),
+                look_up=self._look_up,
                 on_udp_support=lambda tag, supported, reason: tell(control.UdpSupport(supported, reason, tag)),
                 on_used=lambda tag: tell(control.Used(tag)),
                 on_measured=self._on_measured,
@@ -94,6 +98,7 @@ class Relay:
         Raises ValueError for a wrong address or regular expression in a rule; then the policy before it stays in force.
         """
         self.policy.load(policy, compiler)
+        self._default_resolver = policy.route.default_domain_resolver
 
     def close(self) -> None:
         """Reset every flow, close every leg and every outbound. Tasks are cancelled; they end in the loop's next turn."""
@@ -103,6 +108,12 @@ class Relay:
         self._tcp.close()
         self._udp.close()
         self._outbounds.close()
+
+    async def _look_up(self, name: str, how: Resolve) -> Sequence[bytes]:
+        """Look up the name of a direct flow."""
+        if how.server is None and self._default_resolver is not None:
+            how = msgspec.structs.replace(how, server=self._default_resolver)
+        return await self._dns.look_up(name, how)
 
     # what the master asks
 

@@ -107,6 +107,8 @@ class Decision:
             action = step.rule.action
             match action:
                 case Route():
+                    if action.options is not None:
+                        self._apply(action.options)
                     return Verdict(router.outbound(action.outbound), step.rule.origin)
                 case Reject():
                     return Verdict(router.limit(step.index, action, now), step.rule.origin)

@@ -19,7 +19,7 @@ class DnsService(Protocol):
         `ends` tells who asks whom, and over what: a message over TCP comes without its length.
         """
 
-    async def look_up(self, name: str, how: Resolve | None) -> Sequence[bytes]:
+    async def look_up(self, name: str, how: Resolve) -> Sequence[bytes]:
         """Return the packed addresses of `name`, best first; `how` as a rule says. Raises UpstreamError."""
 
     def name_of(self, address: bytes) -> tuple[str | None, bool]:

@@ -12,15 +12,16 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from shared.config import Resolve
 from workers.stack import Refusal
 
 __all__ = [
     "DestinationRefused",
     "Leg",
     "LegOwner",
+    "LookUp",
     "Outbound",
     "ProxyFailed",
-    "Resolve",
     "Send",
     "Trail",
     "UdpUnsupported",
@@ -72,7 +73,7 @@ Trail = list["Outbound"]
 Send = Callable[[memoryview], None]
 """Sends one datagram of the application, of which it keeps nothing; what cannot be sent is lost and counted."""
 
-Resolve = Callable[[str], Awaitable[Sequence[bytes]]]
+LookUp = Callable[[str, Resolve], Awaitable[Sequence[bytes]]]
 """Packed addresses of a name, best first. Raises UpstreamError."""
 
 

@@ -17,7 +17,7 @@ from shared.config import (
     SelectorOutbound,
 )
 from shared.metrics import OUTBOUNDS_MAX, Counters, outbound_at
-from workers.upstream import Outbound, Resolve
+from workers.upstream import LookUp, Outbound
 from workers.upstream.block import BlockUpstream
 from workers.upstream.direct import DirectUpstream
 from workers.upstream.group import ChosenMember, FallbackGroup
@@ -37,7 +37,7 @@ class Surroundings:
     """SO_MARK where an outbound has none of its own."""
     measures: bool
     """This worker tests the members of urltest groups."""
-    resolve: Resolve
+    look_up: LookUp
     on_udp_support: Callable[[str, bool, str], object]
     """Tag of a proxy, whether it relays UDP, and a reason."""
     on_used: Callable[[str], object]
@@ -60,7 +60,7 @@ class Outbounds:
             outbound_at(OUTBOUNDS_MAX),
             mark=surroundings.mark,
             buffer=self._buffer,
-            resolve=surroundings.resolve,
+            look_up=surroundings.look_up,
         )
         """Not of the policy: for flows that go out directly whatever the rules say."""
 
@@ -115,7 +115,7 @@ class Outbounds:
                 )
             case DirectOutbound():
                 return DirectUpstream(
-                    config, s.loop, s.counters, cells, mark=s.mark, buffer=self._buffer, resolve=s.resolve
+                    config, s.loop, s.counters, cells, mark=s.mark, buffer=self._buffer, look_up=s.look_up
                 )
             case BlockOutbound():
                 return BlockUpstream(config.tag, cells)

@@ -6,10 +6,10 @@ import socket
 from collections.abc import Sequence
 from time import monotonic
 
-from shared.config import DirectOutbound
+from shared.config import DirectOutbound, Resolve
 from shared.metrics import Counters
 from workers.stack import Refusal
-from workers.upstream import DestinationRefused, Leg, LegOwner, Resolve, Trail, UpstreamError
+from workers.upstream import DestinationRefused, Leg, LegOwner, LookUp, Trail, UpstreamError
 from workers.upstream.direct_leg import DirectLeg
 from workers.upstream.health import Health
 from workers.upstream.sockets import Sockets, address_text, pack_address
@@ -34,7 +34,7 @@ def refusal_of(error: OSError) -> Refusal:
 
 
 class DirectUpstream:
-    """Names are looked up by `resolve`."""
+    """Names are looked up by `look_up`, as the outbound's dial fields say."""
 
     kind = "direct"
 
@@ -47,7 +47,7 @@ class DirectUpstream:
         *,
         mark: int | None,
         buffer: bytearray,
-        resolve: Resolve,
+        look_up: LookUp,
     ) -> None:
         self.tag = config.tag
         self.cells = cells
@@ -55,7 +55,8 @@ class DirectUpstream:
         self._buffer = buffer
         self._health = Health(counters, cells)
         self._sockets = Sockets(loop, config.dial, mark=mark)
-        self._resolve = resolve
+        self._look_up = look_up
+        self._how = Resolve(server=config.dial.domain_resolver, strategy=config.dial.strategy)
 
     def carries(self, network: str) -> bool:
         """Both."""
@@ -77,7 +78,7 @@ class DirectUpstream:
     async def _addresses(self, host: str) -> Sequence[str]:
         if pack_address(host) is not None:
             return (host,)
-        return [address_text(packed) for packed in await self._resolve(host)]
+        return [address_text(packed) for packed in await self._look_up(host, self._how)]
 
     async def _connect_any(self, host: str, addresses: Sequence[str], port: int) -> socket.socket:
         last: UpstreamError | None = None

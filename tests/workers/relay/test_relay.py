@@ -1,7 +1,4 @@
-"""Kernel sockets -> a real tun -> Stack -> Relay -> the SOCKS5 server -> kernel sockets, on one loop, without master and rings.
-
-namespace `client`: the applications' sockets and the tun      namespace `internet`: this thread, the proxy, the targets on lo
-"""
+"""The relay with one SOCKS5 proxy and no rules, between kernel sockets (world.py): every byte, every refusal, every end."""
 
 import asyncio
 import contextlib
@@ -10,135 +7,25 @@ import hashlib
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from time import monotonic
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from engine.demo.socks_server import SocksServer
-from engine.tun import Offload, TunDevice, open_tun
-from shared.config import Policy, ProxyConfig, ProxyOutbound, StackConfig, WorkerConfig
-from shared.metrics import CELLS, Cell
-from shared.rules.matcher import Compiler
-from shared.wire.virtio import HEADER_LEN
+from engine.tun import Offload
+from shared.config import Policy
+from shared.metrics import Cell
 from tests.support.loop import on_loop, until
-from tests.support.netns import TARGET_V4, TARGET_V6, Namespace, ip, namespace
+from tests.support.netns import TARGET_V4, TARGET_V6
 from tests.support.peers import Endpoint, closed_port, echo, tcp_server, udp_echo
-from workers.relay.relay import Relay
-from workers.stack.stack import Stack
-from workers.system_dns import SystemDns
+from tests.workers.relay.world import World, network, proxy_outbound
 
 pytestmark = pytest.mark.e2e
 
 PROXY = "127.0.0.1"
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-class World:
-    """The client's namespace, its tun, and the worker's parts that serve it."""
-
-    def __init__(self, client: Namespace, tun: TunDevice, proxy: Endpoint) -> None:
-        self.client = client
-        self.counters = [0] * CELLS
-        self._tun = tun
-        self._loop = asyncio.get_running_loop()
-        stack_config = StackConfig(mtu=tun.mtu, offload=tun.offload)
-        config = WorkerConfig(
-            index=0,
-            workers=1,
-            slots=1,
-            ring_entries=1,
-            policy=Policy(
-                outbounds=(
-                    ProxyOutbound(
-                        tag="proxy",
-                        proxy=ProxyConfig(kind="socks5", host=proxy[0], port=proxy[1], addresses=(proxy[0],)),
-                    ),
-                )
-            ),
-            stack=stack_config,
-        )
-        self.relay = Relay(self._loop, config, self.counters, SystemDns(self._loop), lambda message: True)
-        self.relay.load(config.policy, Compiler(config.policy.route.rule_sets))
-        self.stack = Stack(
-            stack_config,
-            transmit=self._transmit,
-            on_syn=self.relay.on_syn,
-            on_datagram=self.relay.on_datagram,
-            secret=bytes(16),
-            counters=self.counters,
-        )
-        self.relay.stack = self.stack
-        self._packet = bytearray(HEADER_LEN + 65536)
-        self._at = 0 if tun.offload else HEADER_LEN
-        self._loop.add_reader(tun.fd, self._on_packet)
-        self._timer = self._loop.call_soon(self._on_timer)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.remove_reader(self._tun.fd)
-        self._timer.cancel()
-        self.relay.close()
-
-    def _on_packet(self) -> None:
-        view = memoryview(self._packet)
-        size = os.readv(self._tun.fd, [view[self._at :]])
-        now = monotonic()
-        self.stack.process(view[: self._at + size], now)
-        self.stack.flush(now)
-
-    def _transmit(self, parts: Any) -> None:
-        # A packet refused is a packet lost, and what the stack then does is its own tests' business.
-        with contextlib.suppress(OSError):
-            packet = b"".join(parts)
-            os.write(self._tun.fd, packet[self._at :])
-
-    def _on_timer(self) -> None:
-        self.stack.timeout(monotonic())
-        self._timer = self._loop.call_later(0.01, self._on_timer)
-
-    def new_socket(self, target: Endpoint, kind: int = socket.SOCK_STREAM) -> socket.socket:
-        """A non-blocking socket of the application, in its namespace."""
-        with self.client.entered():
-            return socket.socket(socket.AF_INET6 if ":" in target[0] else socket.AF_INET, kind | socket.SOCK_NONBLOCK)
-
-    async def connect(self, target: Endpoint) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """The application connects. Raises OSError as its kernel reports it."""
-        sock = self.new_socket(target)
-        try:
-            await self._loop.sock_connect(sock, target)
-        except BaseException:
-            sock.close()
-            raise
-        return await asyncio.open_connection(sock=sock)
-
-    async def udp(self, target: Endpoint) -> socket.socket:
-        """A UDP socket of the application, connected to `target`."""
-        sock = self.new_socket(target, socket.SOCK_DGRAM)
-        sock.connect(target)
-        return sock
-
-
-@contextlib.contextmanager
-def network(offload: Offload = "auto", mtu: int = 1500) -> Iterator[tuple[Namespace, TunDevice]]:
-    """Make both namespaces and the tun, and move to the internet."""
-    with namespace("client") as client, namespace("internet") as internet, internet.entered():
-        for address in (TARGET_V4, TARGET_V6):
-            ip("addr", "add", address, "dev", "lo")
-        with client.entered():
-            tun = open_tun("tun0", mtu=mtu, offload=offload)
-            ip("addr", "add", "172.18.0.1/30", "dev", "tun0")
-            ip("addr", "add", "fd00:18::1/126", "dev", "tun0", "nodad")
-            ip("link", "set", "tun0", "mtu", str(mtu), "up")
-            ip("-4", "route", "add", "default", "dev", "tun0")
-            ip("-6", "route", "add", "default", "dev", "tun0")
-        try:
-            yield client, tun
-        finally:
-            tun.close()
 
 
 @contextlib.asynccontextmanager
@@ -147,7 +34,7 @@ async def world(offload: Offload = "auto", mtu: int = 1500, **server: Any) -> As
     with (
         network(offload, mtu) as (client, tun),
         SocksServer(asyncio.get_running_loop(), PROXY, 0, **server) as proxy,
-        World(client, tun, proxy.endpoint) as made,
+        World(client, tun, Policy(outbounds=(proxy_outbound(proxy.endpoint),))) as made,
     ):
         yield made, proxy
 
@@ -353,7 +240,7 @@ async def test_the_application_may_give_up_while_the_proxy_dials() -> None:
 
     with network() as (client, tun):
         async with tcp_server(never_answers, PROXY) as proxy:
-            with World(client, tun, proxy) as w:
+            with World(client, tun, Policy(outbounds=(proxy_outbound(proxy),))) as w:
                 connecting = asyncio.get_running_loop().create_task(w.connect((TARGET_V4, 80)))
                 await dialed.wait()
                 for connection in tuple(w.stack.connections.values()):

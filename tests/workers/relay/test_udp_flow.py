@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from engine.demo.socks_server import SocksServer
-from shared.config import Policy, ProxyConfig, ProxyOutbound, UdpConfig
+from shared.config import Policy, ProxyConfig, ProxyOutbound, Resolve, UdpConfig
 from shared.metrics import CELLS, Cell
 from shared.rules.matcher import Compiler
 from shared.wire.socks5 import encode_udp_header
@@ -57,7 +57,7 @@ class Setup:
         return (source, source_port), (destination, destination_port), payload
 
 
-async def no_names(name: str) -> Sequence[bytes]:
+async def no_names(name: str, how: Resolve) -> Sequence[bytes]:
     raise AssertionError(f"nobody asks for {name}")
 
 
@@ -73,7 +73,7 @@ def relay(proxy: Endpoint, kind: str = "socks5", **udp: Any) -> Iterator[Setup]:
             counters=counters,
             mark=None,
             measures=False,
-            resolve=no_names,
+            look_up=no_names,
             on_udp_support=lambda tag, supported, reason: support.append(supported),
             on_used=lambda tag: None,
             on_measured=lambda group, delays, has_changed: None,
