@@ -107,6 +107,7 @@ class Inspector:
             pid=worker.pid,
             state=worker.state.value,
             restarts=worker.restarts,
+            last_end=worker.last_end,
             uptime=monotonic() - worker.started_at,
             memory=memory.get(worker.pid) if worker.pid is not None else None,
             ring_waiting=self._ingress.waiting(index),

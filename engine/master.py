@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 
 import msgspec
 
@@ -29,14 +30,16 @@ from engine.http.listen import ListenError, listen
 from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.inspector import Inspector
+from engine.limits import Limits, find_limits
 from engine.netconf import Network
 from engine.netconf.plan import NetworkPlan, build_plan
 from engine.notify import notify
 from engine.requests import Measure, Reply, Request, Stop
 from engine.run.network import PrivateNetwork
 from engine.run_dir import lock_run_dir
-from engine.supervisor import Report, Supervisor
+from engine.supervisor import Report, Supervisor, WorkerFailed
 from engine.tun import TunDevice, open_tun
+from engine.watchdog import CHECK_INTERVAL, Watchdog
 from shared.config import ProxyOutbound, WorkerConfig
 from shared.control import UdpSupport
 from shared.pool import Pool, PoolLayout
@@ -95,13 +98,14 @@ class _Master:
     supervisor: Supervisor
     ingress: Ingress
     inspector: Inspector
+    limits: Limits
 
     def __init__(self, options: StartOptions) -> None:
         self.options = options
         self.udp = "unknown"
         self.listeners: list[socket.socket] = []  # of the HTTP process
         self.counted: list[str] = []  # tags of outbounds in the order of their rows in the counters; only ever grows
-        self.failure: EngineFailed | None = None
+        self.failure: EngineFailed | WorkerFailed | None = None
         self.stopped = asyncio.Event()  # asked to stop
         self._looking = False  # `_look` is scheduled
         self._looks_left = 0  # turns without a packet before it sleeps
@@ -194,14 +198,24 @@ class _Master:
         options, user = self.options, self.options.config
         own_user = os.geteuid() == 0 and _may_become(WORKER_UID)
         self.counted += [outbound.tag for outbound in user.policy.outbounds]
+        limits = find_limits(options.workers, flows=user.stack.max_tcp_flows, associations=user.udp.max_associations)
+        for remark in limits.remarks:
+            log.warning("%s", remark)
+        self.limits = limits
         config = WorkerConfig(
             index=0,
             workers=options.workers,
             slots=layout.slots,
             ring_entries=layout.ring_entries,
             policy=msgspec.structs.replace(user.policy, counted=tuple(self.counted)),
-            stack=msgspec.structs.replace(user.stack, mtu=self.tun.mtu, offload=self.tun.offload),
-            udp=user.udp,
+            stack=msgspec.structs.replace(
+                user.stack,
+                mtu=self.tun.mtu,
+                offload=self.tun.offload,
+                max_tcp_flows=limits.flows,
+                max_buffers=min(user.stack.max_buffers, limits.worker_buffers),
+            ),
+            udp=msgspec.structs.replace(user.udp, max_associations=limits.associations),
             uid=WORKER_UID if own_user else None,
             mark=None if own_user or options.tun is not None else FWMARK,
             secret=secrets.token_bytes(16),
@@ -219,6 +233,9 @@ class _Master:
         )
         undo.callback(self.ingress.close)
         self.supervisor.ingress = self.ingress
+        self.supervisor.on_failed = self._fail
+        watchdog = Watchdog(self.supervisor, self.pool, memory_max=self.limits.worker_memory)
+        undo.callback(_every(self.loop, CHECK_INTERVAL, lambda: watchdog.check(monotonic())))
         self.loop.add_reader(self.tun.fd, self._on_tun_readable)
         undo.callback(self.loop.remove_reader, self.tun.fd)
         undo.callback(_every(self.loop, EXPIRE_INTERVAL, self.ingress.expire))
@@ -276,7 +293,12 @@ class _Master:
     def _on_tun_gone(self) -> None:
         """Told by reading, and by netlink: libuv looks no more at a descriptor whose first error a read did not show."""
         self.loop.remove_reader(self.tun.fd)
-        self.failure = EngineFailed(f"the interface {self.tun.name} is gone: somebody deleted it")
+        self._fail(EngineFailed(f"the interface {self.tun.name} is gone: somebody deleted it"))
+
+    def _fail(self, failure: EngineFailed | WorkerFailed) -> None:
+        """End the engine, with this failure as the reason unless there is one already."""
+        if self.failure is None:
+            self.failure = failure
         self.stopped.set()
 
     def _on_report(self, worker: int, report: Report) -> None:

@@ -30,6 +30,8 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     pid: int | None
     state: str
     restarts: int
+    last_end: str
+    """What became of the process before this one: "was killed by SIGKILL"; empty while there was none."""
     uptime: float
     """Seconds since this incarnation was started."""
     memory: int | None

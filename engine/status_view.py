@@ -42,6 +42,9 @@ def print_status(status: EngineStatus) -> None:
             _drops(worker.drops),
         )
     console.print(table)
+    for worker in status.workers:
+        if worker.last_end:
+            console.print(f"worker {worker.index}: the one before it {escape(worker.last_end)}")
     workers = status.workers
     console.print(
         f"in all: {_sum(workers, 'tcp_opened'):,} TCP and {_sum(workers, 'udp_opened'):,} UDP flows opened, "

@@ -2,7 +2,7 @@
 
     STARTING --Ready--> RUNNING --exit--> BACKOFF --delay--> STARTING
         |                  |                                      (stop) any --> STOPPING --exit--> STOPPED
-        +------exit--------+--> BACKOFF (a first start that fails ends the engine)
+        +------exit--------+--> BACKOFF (a first start that fails ends the engine, and so do STARTS_MAX in a row)
 
 When a worker has died and is reaped, its rings are zeroed, its slots return to the pool, and its successor gets the same
 shard number: packets of its flows find no connection there and are answered with RST. Other shards do not notice.
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 START_TIMEOUT = 20.0  # seconds until Ready; a loaded machine needs about one
 STOP_TIMEOUT = 3.0  # seconds to reset flows and exit before SIGKILL
 STABLE_AFTER = 10.0  # seconds of running after which a death counts as the first one again
+STARTS_MAX = 8
+"""Starts that may fail in a row. Whatever keeps a worker from starting for so long, its share of the flows goes nowhere."""
 BACKOFF_FIRST, BACKOFF_MAX = 0.05, 15.0  # seconds before a restart, doubled with each death in a row
 
 
@@ -74,7 +76,13 @@ class _Worker:
         self.pidfd = -1
         self.started_at = 0.0
         self.restarts = 0
+        self.last_end = ""
+        """What became of the incarnation before this one."""
+        self.verdict = ""
+        """Why we have killed it."""
         self.deaths_in_a_row = 0
+        self.starts_failed = 0
+        """In a row."""
         self.ready: asyncio.Future[None] | None = None
         self.exited = asyncio.Event()
         self.timer: asyncio.TimerHandle | None = None
@@ -116,6 +124,8 @@ class Supervisor:
         self._on_report = on_report
         self._loop = asyncio.get_running_loop()
         self.ingress: Ingress | None = None
+        self.on_failed: Callable[[WorkerFailed], None] = lambda failure: None
+        """Called when a worker that ran once cannot be started again."""
         self.workers = [_Worker(i, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)) for i in range(config.workers)]
 
     def shard(self, index: int) -> Shard:
@@ -181,6 +191,13 @@ class Supervisor:
         assert worker.channel is not None
         worker.channel.send(control.Stop())  # one that cannot be told is dying by itself: its pidfd will tell
 
+    def kill(self, index: int, reason: str) -> None:
+        """Kill a worker that does not serve as it should, so that another takes its place; `reason` completes "worker N"."""
+        worker = self.workers[index]
+        if worker.process is not None and worker.state in (WorkerState.STARTING, WorkerState.RUNNING):
+            worker.verdict = reason
+            worker.process.kill()
+
     # life of one incarnation
 
     def _spawn(self, worker: _Worker) -> None:
@@ -206,9 +223,16 @@ class Supervisor:
             raise
         finally:
             theirs.close()
+        try:
+            worker.pidfd = os.pidfd_open(worker.process.pid)
+        except OSError:
+            worker.process.kill()
+            worker.process.wait()
+            ours.close()
+            worker.set_state(WorkerState.BACKOFF)
+            raise
         # The end of the channel is of no interest: the process's is told by the pidfd.
         worker.channel = channel_to_worker(self._loop, ours, partial(self._on_message, worker), lambda: None)
-        worker.pidfd = os.pidfd_open(worker.process.pid)
         self._loop.add_reader(worker.pidfd, self._on_exit, worker)
 
     def _on_message(self, worker: _Worker, message: control.FromWorker) -> None:
@@ -216,6 +240,7 @@ class Supervisor:
             if worker.state is not WorkerState.STARTING:
                 return  # it crossed our Stop
             worker.set_state(WorkerState.RUNNING)
+            worker.starts_failed = 0
             log.info("worker %d serves (pid %d)", worker.index, message.pid)
             if worker.ready is not None and not worker.ready.done():
                 worker.ready.set_result(None)
@@ -224,7 +249,7 @@ class Supervisor:
         elif worker.ready is not None and not worker.ready.done():
             worker.ready.set_exception(WorkerFailed(f"worker {worker.index} cannot start: {message.reason}"))
         else:
-            log.error("worker %d cannot start: %s", worker.index, message.reason)
+            worker.verdict = f"cannot start: {message.reason}"
 
     def _on_exit(self, worker: _Worker) -> None:
         """The process is dead: reap it, and either finish stopping or start its successor."""
@@ -240,14 +265,25 @@ class Supervisor:
         if worker.state is WorkerState.STOPPING:
             worker.set_state(WorkerState.STOPPED)
             return
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        how = worker.verdict or _how_it_ended(code)
+        worker.verdict = ""
+        starting = worker.state is WorkerState.STARTING
         worker.set_state(WorkerState.BACKOFF)
         if worker.ready is not None and not worker.ready.done():
             worker.ready.set_exception(WorkerFailed(f"worker {worker.index} {how} before it was ready"))
             return
+        if starting:
+            self._note_failed_start(worker, how)
         self._schedule_restart(worker, how)
 
+    def _note_failed_start(self, worker: _Worker, how: str) -> None:
+        worker.starts_failed += 1
+        if worker.starts_failed == STARTS_MAX:
+            reason = f"worker {worker.index} has not come up in {STARTS_MAX} starts; the last time it {how}"
+            self.on_failed(WorkerFailed(reason))
+
     def _schedule_restart(self, worker: _Worker, how: str) -> None:
+        worker.last_end = how
         if monotonic() - worker.started_at > STABLE_AFTER:
             worker.deaths_in_a_row = 0
         worker.deaths_in_a_row += 1
@@ -264,7 +300,13 @@ class Supervisor:
         try:
             self._spawn(worker)
         except OSError as error:
-            self._schedule_restart(worker, f"could not be started again ({error.strerror})")
+            how = f"could not be started again ({error.strerror})"
+            self._note_failed_start(worker, how)
+            self._schedule_restart(worker, how)
+
+
+def _how_it_ended(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
 
 def _backoff(deaths_in_a_row: int) -> float:

@@ -26,6 +26,9 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Flows per worker; a SYN beyond it is dropped and counted (flow_limit)."""
     max_half_open: int = 2048
     """Flows per worker that wait for the upstream or for the third packet of the handshake; beyond it the oldest goes."""
+    max_buffers: int = 1024 * 1024 * 1024
+    """Bytes that all flows of a worker may hold; beyond it each sends from a few kilobytes, and what a slow upstream does not
+    take is dropped, to be sent again (buffer_limit)."""
     keepalive_idle: float = 7200.0
     """Seconds without a packet before a keep-alive probe (RFC 9293, 3.8.4)."""
     half_close_timeout: float = 120.0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import workers
 from tests.support.engine import ENGINE, Bed, Engine, bed, running_engine
 from tests.support.netns import PROXY_V4, TARGET_V4, TARGET_V6, Topology, wait_until
 from tests.support.sockets import flow, listening, pseudo_random, receive
@@ -218,3 +219,40 @@ def test_name_in_use_is_one_sentence(net: Topology, run_dir: Path) -> None:
         assert second.stderr.splitlines() == [
             "engine: The interface 'tl0' is in use by another program: choose another with --interface."
         ]
+
+
+def test_hung_worker_is_replaced_and_flows_of_others_do_not_notice(run_dir: Path) -> None:
+    with bed(run_dir) as made, listening(made.net, TARGET_V4) as server, ThreadPoolExecutor() as pool:
+        lost, kept = flows_by_worker(made, server, at_least=1)
+        transfers = [transfer(pool, *pair, 40 * MIB) for app, peer in kept for pair in ((app, peer), (peer, app))]
+        pid = made.engine.status().workers[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: worker_is_back(made.engine, 0, restarts=1), 30, what="the successor")
+        status = made.engine.status().workers[0]
+        assert status.last_end == "did nothing for 6 s"
+        assert "worker 0 did nothing for 6 s" in made.engine.log
+        assert [future.result() == pseudo_random(40 * MIB) for future in transfers] == [True] * len(transfers)
+        for app, _ in lost:
+            app.sendall(b"is anybody there")
+            with pytest.raises(ConnectionResetError):
+                app.recv(1)
+        for app, peer in lost + kept:
+            app.close()
+            peer.close()
+
+
+def test_engine_of_which_a_worker_comes_up_no_more_ends_with_the_reason(net: Topology, run_dir: Path) -> None:
+    """Its interpreter's files are gone, as in an upgrade that went wrong."""
+    with running_engine(net.client, run_dir, proxy=NO_PROXY_NEEDED) as engine:
+        pid = engine.status().workers[0].pid
+        assert pid is not None
+        # `ip netns exec` has given the engine a mount namespace of its own.
+        program = Path(workers.__file__).with_name("__main__.py")
+        subprocess.run(
+            ["nsenter", "-t", str(engine.pid), "-m", "mount", "--bind", "/dev/null", str(program)], check=True
+        )
+        os.kill(pid, signal.SIGKILL)
+        assert engine.exit_code() == 1
+        last = engine.log.splitlines()[-1]
+        assert last == "engine: worker 0 has not come up in 8 starts; the last time it exited with code 1"

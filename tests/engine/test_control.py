@@ -19,7 +19,7 @@ from engine.run_dir import wait_until_unlocked
 from tests.support.loop import on_loop
 
 WORKER = WorkerStatus(
-    index=0, pid=4711, state="running", restarts=1, uptime=2.5, memory=34_603_008, ring_waiting=7,
+    index=0, pid=4711, state="running", restarts=1, last_end="was killed", uptime=2.5, memory=34_603_008, ring_waiting=7,
     flows=3, tcp_active=2, tcp_opened=9, udp_active=1, udp_opened=1, connect_failed=4,
     packets_in=5, bytes_in=6, packets_out=7, bytes_out=8, tcp_retransmits=0, drops={"malformed": 2},
 )  # fmt: skip

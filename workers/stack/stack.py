@@ -67,7 +67,7 @@ class Stack:
         self.config = config
         self.transmit = transmit
         self.counters = counters
-        self.chunks = buffers if buffers is not None else ChunkPool(counters)
+        self.chunks = buffers if buffers is not None else ChunkPool(counters, config.max_buffers)
         self.now = 0.0
         self.connections: dict[bytes, TcpConnection] = {}
         self.ack_pending: list[TcpConnection] = []
@@ -190,6 +190,7 @@ class Stack:
             return
         if len(self.connections) - len(self._waiting) >= config.max_tcp_flows:
             self.counters[Cell.DROP_FLOW_LIMIT] += 1
+            self.reset(key, seq=0, ack=seq + 1)  # or the application would try for minutes
             return
         if len(self._half_open) >= config.max_half_open:
             # Without a word: an honest application sends its SYN again, a forged one is not there to be told.

@@ -93,10 +93,12 @@ def test_unknown_protocol_is_counted() -> None:
     assert bed.count(Cell.DROP_UNSUPPORTED) == 1
 
 
-def test_syn_beyond_the_flow_limit_is_dropped() -> None:
-    bed = Bed(max_tcp_flows=2)
-    for port in (1, 2, 3):
-        bed.give(tun_tcp(APP, port, REMOTE, 2, flags=SYN))
+def test_syn_beyond_the_flow_limit_is_refused() -> None:
+    bed = Bed(accepts=False, max_tcp_flows=2)
+    answers = [bed.give(tun_tcp(APP, port, REMOTE, 2, sequence=port, flags=SYN)) for port in (1, 2, 3)]
+    assert answers[:2] == [[], []]
+    refusal = read_segment(answers[2][0])
+    assert (refusal.flags, refusal.ack) == (RST | ACK, 4)
     assert len(bed.upstreams) == 2
     assert bed.count(Cell.DROP_FLOW_LIMIT) == 1
     assert bed.count(Cell.TCP_ACTIVE) == 2

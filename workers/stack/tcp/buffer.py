@@ -25,11 +25,19 @@ _LEFTOVER_MIN = 2048
 
 
 class ChunkPool:
-    """Last in, first out: the chunk given back last is still in the processor's cache."""
+    """Last in, first out: the chunk given back last is still in the processor's cache.
 
-    def __init__(self, counters: Counters) -> None:
+    `limit`: bytes that all flows together should hold, backlogs and out-of-order bytes included.
+    """
+
+    def __init__(self, counters: Counters, limit: int) -> None:
+        self._limit = limit
         self._free: list[list[memoryview]] = [[] for _ in CHUNK_SIZES]
         self._counters = counters
+
+    def is_short(self) -> bool:
+        """Whether the flows hold more than they should: no window grows, and each makes do with what it has, or one chunk."""
+        return self._counters[_BUFFER_BYTES] > self._limit
 
     def take(self, size_class: int) -> memoryview:
         """Return a writable view of CHUNK_SIZES[size_class] bytes, of any content."""
@@ -74,7 +82,7 @@ class SendBuffer:
         self.end = start
 
     def space(self) -> memoryview | None:
-        """Return a writable view for more data, None at the limit. The same place until `commit`."""
+        """Return a writable view for more data, None at the limit or when the pool is short. The same place until `commit`."""
         if self._chunks:
             tail = self._chunks[-1]
             used = tail.end - tail.start
@@ -82,9 +90,10 @@ class SendBuffer:
             if room >= _LEFTOVER_MIN or (room and self._offered):
                 self._offered = room
                 return tail.memory[used : tail.capacity]
-        size_class = self._size_class
+        is_short = self._pool.is_short()
+        size_class = 0 if is_short else self._size_class
         size = CHUNK_SIZES[size_class]
-        if self._held + size > self._limit and self._chunks:
+        if self._chunks and (is_short or self._held + size > self._limit):
             return None
         self._held += size
         memory = self._pool.take(size_class)

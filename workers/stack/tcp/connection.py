@@ -84,7 +84,7 @@ class TcpConnection:
         self._offers_scale = options.window_scale is not None
         self._window_scale = options.window_scale or 0
         own_mss = stack.mss[version]
-        self.receiver = Receiver(irs + 1, config.receive_buffer, own_mss, scales=self._offers_scale)
+        self.receiver = Receiver(irs + 1, config.receive_buffer, own_mss, stack.chunks, scales=self._offers_scale)
         if options.timestamps is not None:
             self.receiver.ts_recent = options.timestamps[0]
         mss = mss_of_syn(version, options.mss, own_mss, timestamps=timestamps)
@@ -404,6 +404,9 @@ class TcpConnection:
             receiver.duplicate = (position, min(receiver.next, position + len(data)))
         data = data[skip : max(last - position, skip)]
         in_order = position <= receiver.next
+        if data and (receiver.backlog or not in_order) and self._stack.chunks.is_short():
+            self._stack.counters[Cell.DROP_BUFFER_LIMIT] += 1  # promised or not: it comes again
+            return
         if not in_order or not data or skip or receiver.out_of_order or fin or not pushed or len(data) > receiver.mss:
             receiver.ack_now = True  # RFC 5681 4.2: at once, when anything is out of the ordinary
         self._want_ack()

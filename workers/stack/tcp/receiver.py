@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_right
 
+from workers.stack.tcp.buffer import ChunkPool
 from workers.stack.tcp.seqnum import MASK
 
 __all__ = ["RANGES_MAX", "Receiver"]
@@ -27,12 +28,12 @@ class Receiver:
     """
 
     __slots__ = (
-        "_latest", "_ranges", "ack_at", "ack_now", "acked", "backlog", "duplicate", "edge", "fin_at", "limit", "mss", "next",
-        "out_of_order", "scale", "ts_recent",
+        "_latest", "_pool", "_ranges", "ack_at", "ack_now", "acked", "backlog", "duplicate", "edge", "fin_at", "limit", "mss",
+        "next", "out_of_order", "scale", "ts_recent",
     )  # fmt: skip
 
-    def __init__(self, position: int, limit: int, mss: int, *, scales: bool) -> None:
-        """`limit`: bytes to hold at most, `mss`: payload bytes of the application's usual segments.
+    def __init__(self, position: int, limit: int, mss: int, pool: ChunkPool, *, scales: bool) -> None:
+        """`limit`: bytes to hold at most, `mss`: payload bytes of the application's usual segments, `pool`: tells of shortness.
 
         `scales`: the application understands scaled windows; without that, 65,535 bytes are all we can offer (RFC 7323 2.3).
         """
@@ -40,6 +41,7 @@ class Receiver:
         self.scale = max(limit.bit_length() - 16, 0) if scales else 0
         self.limit = min(limit, 0xFFFF << self.scale)
         self.mss = mss
+        self._pool = pool
         self.edge = position + min(limit, 0xFFFF)  # the SYN-ACK's window is not scaled (RFC 7323 2.2)
         self.backlog = bytearray()
         self.out_of_order = 0  # bytes in _ranges
@@ -63,10 +65,10 @@ class Receiver:
         if self.backlog or self.out_of_order:
             window -= len(self.backlog) + self.out_of_order
             promised = max(self.edge - self.next, 0)  # a FIN is taken at the edge itself
-            if window < promised + self._worth():
-                # Less than was promised, or not enough more: the edge stays. Rounded down it may seem to move back by less
-                # than 2**scale bytes, as RFC 7323 2.4 allows, but `edge` keeps what was promised. Rounded up, it would
-                # creep on with every segment, and the backlog with it.
+            if window < promised + self._worth() or self._pool.is_short():
+                # Less than was promised, not enough more, or no memory for it: the edge stays. Rounded down it may seem to
+                # move back by less than 2**scale bytes, as RFC 7323 2.4 allows, but `edge` keeps what was promised. Rounded
+                # up, it would creep on with every segment, and the backlog with it.
                 window = promised
         field = window >> self.scale
         edge = self.next + (field << self.scale)
@@ -80,6 +82,8 @@ class Receiver:
 
     def may_open_window(self) -> bool:
         """Whether a window update is due: the upstream took enough since the last segment we sent."""
+        if self.backlog and self._pool.is_short():
+            return False
         return self.next + self.limit - len(self.backlog) - self.out_of_order - self.edge >= self._worth()
 
     def note_timestamps(self, position: int, timestamps: tuple[int, int] | None) -> None:

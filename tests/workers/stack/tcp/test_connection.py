@@ -664,6 +664,43 @@ def test_out_of_order_ranges_are_bounded() -> None:
     assert bed.count(Cell.DROP_BUFFER_LIMIT) == 1000 - 256
 
 
+def test_short_of_memory_a_slow_upstream_is_promised_no_more() -> None:
+    bed = Bed(max_buffers=10_000)
+    peer, slow = bed.established()
+    slow.capacity = 0
+    for at in range(0, 20_000, 1000):
+        say(bed, peer, pattern(1000), seq=at)
+    assert bed.count(Cell.BUFFER_BYTES) == 11_000, "one more than allowed, then no more, though it was promised"
+    assert bed.count(Cell.DROP_BUFFER_LIMIT) == 9
+    other, quick = bed.established(port=4001)
+    say(bed, other, b"those that hold nothing do not notice")
+    assert quick.received == b"those that hold nothing do not notice"
+    slow.capacity = 1 << 20
+    slow.connection.resume(bed.now)
+    assert bed.count(Cell.BUFFER_BYTES) == 0
+    update = only(bed.take())
+    assert (update.ack, update.window << 5 > 60_000) == (peer.wire(11_000), True)
+    for at in range(11_000, 20_000, 1000):
+        say(bed, peer, pattern(1000), seq=at)
+    assert slow.received == pattern(1000) * 20
+
+
+def test_short_of_memory_the_application_gets_one_chunk_at_a_time() -> None:
+    bed = Bed(max_buffers=-1)
+    peer, upstream = bed.established()
+    text = pattern(50_000)
+    while len(peer.received) < len(text):
+        sent = len(peer.received)
+        upstream.send(text[sent : sent + 4096], bed.now)
+        assert bed.count(Cell.BUFFER_BYTES) <= 4096
+        for packet in bed.take():
+            peer.receive(packet, bed.now)
+        for packet in peer.sent:
+            bed.give(packet)
+        peer.sent.clear()
+    assert bytes(peer.received) == text
+
+
 def test_tiny_mss_is_not_obeyed() -> None:
     bed = Bed()
     _, upstream = bed.established(mss=1)
