@@ -218,7 +218,7 @@ def check(sessions: list[tuple[socket.socket, socket.socket]]) -> None:
 
 
 def test_needs_the_routes(net: Topology, run_dir: Path) -> None:
-    with pytest.raises(AssertionError, match="exit 2: engine: --kill-switch needs the routes"):
+    with pytest.raises(AssertionError, match="exit 2: engine: the kill switch needs the routes"):
         net.client.run(
             *ENGINE, "start", "--proxy", PROXY, "--kill-switch", "--no-auto-route", "--run-dir", str(run_dir)
         )
