@@ -38,8 +38,10 @@ class StackOptions(Options, frozen=True, kw_only=True):
     """Bytes a TCP flow may hold that the proxy has not taken."""
     send_buffer: Bytes = 1024 * 1024
     """Bytes a TCP flow may hold that the program has not acknowledged."""
+    max_buffers: Bytes = 1024 * 1024 * 1024
+    """Bytes that all flows of a worker may hold; less where the memory of the machine or the cgroup is small."""
     max_tcp_flows: Flows = 20000
-    """Flows of each worker; more are dropped and counted."""
+    """Flows of each worker; more are refused and counted. Fewer where few files may be open (ulimit -n)."""
     max_half_open: Flows = 2048
     """Flows of each worker that are being set up; beyond it the oldest goes."""
     keepalive_idle: Duration = 7200.0
