@@ -25,6 +25,7 @@ from engine.demo.service import Service
 from loadtests.bench.peers import SING_BOX_GVISOR_MTU
 from loadtests.bench.servers import sing_box_binary
 from tests.support.engine import running_engine
+from tests.support.lane import Impairment
 from tests.support.netns import (
     CLIENT_V4,
     CLIENT_V6,
@@ -40,7 +41,7 @@ from tests.support.netns import (
 from tests.support.transfer import download, upload
 from tests.support.upstreams import embedded
 from tests.support.web import Blob, make_blob, web_server
-from tests.support.wire import APPS_V4, APPS_V6, Impairment, wire
+from tests.support.wire import APPS_V4, APPS_V6, wire
 
 DEFAULT_SIZE, DEFAULT_ROUNDS = 3_000_000, 3
 TARGET_RATIO = 0.5

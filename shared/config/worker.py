@@ -20,8 +20,8 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The tun has virtio headers: 64 KiB GSO segments and partial checksums may be written."""
     receive_buffer: int = 1024 * 1024
     """Bytes a TCP flow may hold that the upstream has not taken; the largest window offered to the application."""
-    send_buffer: int = 1024 * 1024
-    """Bytes a TCP flow may hold that the application has not acknowledged."""
+    send_buffer: int = 4 * 1024 * 1024
+    """Bytes a TCP flow may hold that the application has not acknowledged; a path that cannot use so much gets less."""
     max_tcp_flows: int = 20000
     """Flows per worker; a SYN beyond it is dropped and counted (flow_limit)."""
     max_half_open: int = 2048

@@ -28,7 +28,8 @@ _FULL_GROWTH, _FULL_ROUNDS = 1.25, 3  # the pipe is full when three round trips 
 _RTT_VALID = 10.0  # seconds that a smallest round trip is believed
 _PROBE_RTT = 0.2  # seconds that little is in flight, to measure it again
 _WINDOW_MIN = 4  # segments
-_BURST = 0.001  # seconds' worth of data that leave in one segment: what a timer can tell apart
+_BURST = 0.001  # seconds' worth of data that leave in one segment: what a timer can tell apart,
+_BURSTS_MIN = 4  # but not more than this part of a round trip: three bursts are in flight beyond what the path holds
 _CREDIT = (
     0.004  # seconds that a departure may be late and yet count as punctual: the worker is not always there in time
 )
@@ -93,7 +94,7 @@ class Bbr:
         self._full_rounds = 0
         self._cycle_index = 0
         self._cycle_at = now
-        self._lost = False  # in the present phase of the cycle
+        self._lost = False  # anything, in the present phase of the cycle
         self._probe_end = math.inf  # of PROBE_RTT, once little is in flight
         self._aggregated = _Maximum()  # bytes that were acknowledged ahead of the bandwidth
         self._aggregate = 0  # bytes acknowledged since _aggregate_at
@@ -117,7 +118,7 @@ class Bbr:
 
     def _set_rate(self, rate: float) -> None:
         self._rate = rate
-        segments = int(min(rate * _BURST, self._max_segment)) // self._mss
+        segments = int(min(rate * min(_BURST, self.minimum_rtt / _BURSTS_MIN), self._max_segment)) // self._mss
         self.burst = max(segments, 1) * self._mss
 
     # arrivals
@@ -252,9 +253,12 @@ class Bbr:
 
     # losses
 
-    def on_loss(self, flight: int) -> None:
-        """Something was lost, as it may be at random; it only tells a probe that it has seen enough."""
+    def lost(self) -> None:
+        """Something was lost, as may happen at random; but a probe for more bandwidth has seen enough."""
         self._lost = True
+
+    def on_loss(self, flight: int) -> None:
+        """A recovery begins. The window follows from the model, not from this."""
 
     def on_timeout(self, flight: int) -> None:
         """The retransmission timer expired: send one segment, and grow from there as acknowledgments come."""

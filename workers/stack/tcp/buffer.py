@@ -20,6 +20,12 @@ _FREE_MAX = (256, 64, 32)
 _BUFFER_BYTES = int(Cell.BUFFER_BYTES)
 """A plain integer: an attribute of an Enum and its conversion cost more than the rest of the count."""
 
+_USUAL = 1024 * 1024
+"""Bytes of memory that are enough for an application on this machine, and for any other to begin with."""
+
+_CHUNKS_MIN = 4
+"""Chunks into which a limit is divided, if it is not too small for that."""
+
 _LEFTOVER_MIN = 2048
 """Bytes below which the rest of a chunk is not offered any more: a read into it would cost as much and bring little."""
 
@@ -66,20 +72,35 @@ class _Chunk:
 
 
 class SendBuffer:
-    """The bytes of one connection between the oldest unacknowledged one and `end`, the position after the last."""
+    """The bytes of one connection between the oldest unacknowledged one and `end`, the position after the last.
 
-    __slots__ = ("_chunks", "_full_capacity", "_held", "_limit", "_offered", "_pool", "_size_class", "end")
+    `limit`: bytes of memory to hold (set_limit).
+    """
 
-    def __init__(self, pool: ChunkPool, start: int, limit: int, full_capacity: int) -> None:
-        """`limit`: bytes of memory to hold; `full_capacity`: bytes of the largest segment, used of each 64 KiB chunk."""
+    __slots__ = (
+        "_chunks", "_full_capacity", "_held", "_largest", "_most", "_offered", "_pool", "_size_class", "end", "limit",
+    )  # fmt: skip
+
+    def __init__(self, pool: ChunkPool, start: int, most: int, full_capacity: int) -> None:
+        """`most`: bytes of memory never to exceed; `full_capacity`: of the largest segment, used of each 64 KiB chunk."""
         self._pool = pool
         self._chunks: deque[_Chunk] = deque()
-        self._limit = limit
+        self._most = most
         self._full_capacity = full_capacity
         self._size_class = 0
         self._held = 0
         self._offered = 0  # bytes of the view that `space` returned and `commit` has not answered yet
         self.end = start
+        self.set_limit(_USUAL)
+
+    def set_limit(self, limit: int) -> None:
+        """Hold no more than `limit` bytes from now on, as far as that is possible."""
+        self.limit = limit = min(limit, self._most)
+        largest = len(CHUNK_SIZES) - 1
+        while largest and CHUNK_SIZES[largest] * _CHUNKS_MIN > limit:
+            largest -= 1  # or no chunk could be filled while the last byte of another is not yet acknowledged
+        self._largest = largest
+        self._size_class = min(self._size_class, self._largest)
 
     def space(self) -> memoryview | None:
         """Return a writable view for more data, None at the limit or when the pool is short. The same place until `commit`."""
@@ -93,7 +114,7 @@ class SendBuffer:
         is_short = self._pool.is_short()
         size_class = 0 if is_short else self._size_class
         size = CHUNK_SIZES[size_class]
-        if self._chunks and (is_short or self._held + size > self._limit):
+        if self._chunks and (is_short or self._held + size > self.limit):
             return None
         self._held += size
         memory = self._pool.take(size_class)
@@ -110,7 +131,7 @@ class SendBuffer:
         tail = self._chunks[-1]
         self.end = tail.end = tail.end + length
         if length == offered:
-            self._size_class = min(self._size_class + 1, len(CHUNK_SIZES) - 1)
+            self._size_class = min(self._size_class + 1, self._largest)
         elif self._size_class and length * 4 <= CHUNK_SIZES[self._size_class - 1]:
             self._size_class -= 1
         if tail.end == tail.start:
@@ -141,9 +162,17 @@ class SendBuffer:
         self._held -= CHUNK_SIZES[chunk.size_class]
         self._pool.give(chunk.size_class, chunk.memory)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `space` would return None: what is to come waits for acknowledgments, and not for its source."""
+        tail = self._chunks[-1] if self._chunks else None
+        if tail is None or tail.capacity - (tail.end - tail.start) >= _LEFTOVER_MIN:
+            return False
+        return self._held + CHUNK_SIZES[self._size_class] > self.limit
+
     def has_room(self) -> bool:
         """Whether a quarter of the limit is free: below it, waking the relay would bring it little."""
-        return self._held * 4 <= self._limit * 3
+        return self._held * 4 <= self.limit * 3
 
     def clear(self) -> None:
         """Give all memory back; the connection is over."""

@@ -336,7 +336,11 @@ class TcpConnection:
         return False
 
     def _process_reset(self, position: int, now: float) -> None:
-        if position == self.receiver.next:
+        if self.state is State.TIME_WAIT:
+            # An old duplicate makes an end that has forgotten the connection send one (RFC 1337): the upstream may not have
+            # taken all yet of what was acknowledged.
+            self._stack.counters[Cell.DROP_STALE] += 1
+        elif position == self.receiver.next:
             self._stack.counters[Cell.TCP_RESETS_RECEIVED] += 1
             self._close(CloseReason.RESET)
         elif self.state is not State.DIALING:

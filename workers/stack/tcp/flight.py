@@ -111,6 +111,15 @@ class Flight:
             self.split(segment.start + size)
         return segment
 
+    def likely_lost(self, size: int) -> Segment:
+        """Return `size` bytes, or less, to ask after: the first that are missing before others that are SACKed, else the last."""
+        if self.sacked_bytes:
+            segment = next(segment for segment in self.segments if not segment.sacked)
+            self.split(segment.start + size)
+            return segment
+        self.split(self.segments[-1].end - size)
+        return self.segments[-1]
+
     def forget_sacks(self) -> None:
         """The application has dropped what it had SACKed (RFC 2018 8)."""
         for segment in self.segments:

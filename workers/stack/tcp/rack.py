@@ -52,8 +52,8 @@ class Rack:
             if self._patient_recoveries <= 0:
                 self._patience = 1
 
-    def detect(self, flight: Flight, now: float, rtt: RoundTrip, *, is_certain: bool) -> tuple[bool, float]:
-        """Steps 4 and 5: mark losses. Return whether there were any, and when to look again (or infinity).
+    def detect(self, flight: Flight, now: float, rtt: RoundTrip, *, is_certain: bool) -> float:
+        """Steps 4 and 5: mark losses. Return when to look again, or infinity.
 
         `is_certain`: recovery has begun, or as much was SACKed as 3 duplicate ACKs say: without reordering ever seen, no
         time is allowed for it.
@@ -61,7 +61,6 @@ class Rack:
         window = 0.0 if is_certain and not self._reordering else min(self._patience * rtt.minimum / 4, rtt.smoothed)
         patience = self._rtt + window
         again_at = math.inf
-        any_lost = False
         for segment in flight.segments:
             if segment.sacked or segment.lost or (segment.sent_at, segment.end) >= self._newest:
                 continue
@@ -70,5 +69,4 @@ class Rack:
                 again_at = min(again_at, due_at)
             else:
                 flight.mark_lost(segment)
-                any_lost = True
-        return any_lost, again_at
+        return again_at

@@ -62,8 +62,8 @@ class Receiver:
     def window_field(self) -> int:
         """Return the window to put in a segment that is being sent now, and remember its edge."""
         window = self.limit
-        if self.backlog or self.out_of_order:
-            window -= len(self.backlog) + self.out_of_order
+        if self.backlog:
+            window -= len(self.backlog)  # what is held out of order lies within the window, whose room it has
             promised = max(self.edge - self.next, 0)  # a FIN is taken at the edge itself
             if window < promised + self._worth() or self._pool.is_short():
                 # Less than was promised, not enough more, or no memory for it: the edge stays. Rounded down it may seem to
@@ -84,7 +84,7 @@ class Receiver:
         """Whether a window update is due: the upstream took enough since the last segment we sent."""
         if self.backlog and self._pool.is_short():
             return False
-        return self.next + self.limit - len(self.backlog) - self.out_of_order - self.edge >= self._worth()
+        return self.next + self.limit - len(self.backlog) - self.edge >= self._worth()
 
     def note_timestamps(self, position: int, timestamps: tuple[int, int] | None) -> None:
         """Remember the timestamp of an acceptable segment at `position`, to echo it (RFC 7323 4.3 (2))."""

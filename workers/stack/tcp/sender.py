@@ -20,6 +20,10 @@ __all__ = ["Sender"]
 
 _DUPLICATE_ACKS = 3  # RFC 5681 3.2
 _LOCAL_RTT = 0.001  # seconds; what answers faster is this machine or its LAN
+_BUFFER_WINDOWS = (
+    4  # congestion windows that are buffered: one hole, lost again, holds back what is sent in three round trips
+)
+_BUFFER_MIN = 256 * 1024  # bytes
 
 
 class Sender:
@@ -51,7 +55,7 @@ class Sender:
         self.window = self.max_window = window
         self.sack = sack
         self.fin = False
-        self._cubic: Cubic | None = Cubic(mss)
+        self._cubic = Cubic(mss)
         self._bbr: Bbr | None = None
         self.congestion: Cubic | Bbr = self._cubic
         self.rtt = RoundTrip()
@@ -78,11 +82,9 @@ class Sender:
         self.retransmit_at = math.inf
         if rtt is None or rtt >= _LOCAL_RTT:
             self.congestion = self._bbr = Bbr(self.mss, self.max_segment, rtt or 0.0, now)
-            self._cubic = None
 
     def _is_local(self) -> None:
         """The round trip was a long one only because somebody was busy."""
-        self._cubic = Cubic(self.mss)
         self._cubic.window = max(self._cubic.window, self.congestion.window)
         self.congestion = self._cubic
         self._bbr = None
@@ -154,21 +156,24 @@ class Sender:
         if self._bbr is not None:
             in_flight = self.pipe()
             self._bbr.sent(segment, in_flight, now)
-            if end >= self.buffer.end:
+            if end >= self.buffer.end and not self.buffer.is_full:
                 self._bbr.ran_dry(in_flight + end - self.next)
         self._flight.segments.append(segment)
         self.next = end
-        if self._may_probe():
-            self.tail_probe = True
-            self.retransmit_at = now + self.rtt.probe_timeout
-        elif was_idle:
-            self.tail_probe = False
-            self.retransmit_at = now + self.rtt.timeout
+        if was_idle or self._may_probe():
+            self._start_timer(now)
         return segment
 
     def _may_probe(self) -> bool:
-        """Whether to probe early for a lost tail (RFC 8985 7.2): not for a lone segment, whose ACK may be delayed."""
-        return self.next - self.una > self.mss and self.sack and self._recovery_point is None and not self._probed
+        """Whether to probe early for a lost tail (RFC 8985 7.2): not for a lone segment, whose ACK may be delayed.
+
+        In recovery, too, which the RFC leaves to the time-out: there the last retransmission on its way is the tail.
+        """
+        return self.next - self.una > self.mss and self.sack and not self._probed
+
+    def _start_timer(self, now: float) -> None:
+        self.tail_probe = self._may_probe()
+        self.retransmit_at = now + (self.rtt.probe_timeout if self.tail_probe else self.rtt.timeout)
 
     def _next_lost(self, burst: int, now: float) -> Segment | None:
         room = self.congestion.window - self.pipe()
@@ -188,8 +193,7 @@ class Sender:
         self._flight.unmark_lost(segment)
         segment.retransmitted = True
         segment.sent_at = now
-        self.tail_probe = False
-        self.retransmit_at = now + self.rtt.timeout
+        self._start_timer(now)
 
     # what the application says
 
@@ -215,8 +219,8 @@ class Sender:
         else:
             self._learn_from_newest(ack, acked, now)
         self.buffer.discard(ack)
-        if self._cubic is None:
-            self._update_model(now)
+        if self._bbr is not None:
+            self._update_model(self._bbr, now)
         elif before * 2 >= self._cubic.window and (self._recovery_point is None or self._slow_starting):
             # A window that was not used says nothing about the path and must not grow (RFC 7661 4.2, simplified).
             self._cubic.on_ack(acked, now, self.rtt.smoothed)
@@ -226,10 +230,9 @@ class Sender:
             self._dup_acks = 0
         self._restart_timer(now)
 
-    def _update_model(self, now: float) -> None:
-        bbr = self._bbr
-        assert bbr is not None, "there is always one of the two"
+    def _update_model(self, bbr: Bbr, now: float) -> None:
         bbr.update(self.pipe(), now)
+        self.buffer.set_limit(max(_BUFFER_WINDOWS * bbr.window, _BUFFER_MIN))
         if bbr.minimum_rtt < _LOCAL_RTT:
             self._is_local()
 
@@ -288,12 +291,8 @@ class Sender:
         if self.next == self.una:
             self.retransmit_at = self.reorder_at = self.send_at = math.inf
             self.tail_probe = False
-        elif self._may_probe():
-            self.tail_probe = True
-            self.retransmit_at = now + self.rtt.probe_timeout
         else:
-            self.tail_probe = False
-            self.retransmit_at = now + self.rtt.timeout
+            self._start_timer(now)
 
     def selectively_acknowledge(self, blocks: Sequence[tuple[int, int]], ack: int, now: float) -> None:
         """The application holds these (start, end) positions, said with `ack`. Those outside una..next are ignored (RFC 2018).
@@ -310,8 +309,8 @@ class Sender:
                     self._arrived(segment, now)
                     is_news = True
         if is_news:
-            if self._cubic is None:
-                self._update_model(now)
+            if self._bbr is not None:
+                self._update_model(self._bbr, now)
             self.detect_losses(now)
 
     def _came_twice(self, size: int) -> None:
@@ -337,9 +336,13 @@ class Sender:
     def detect_losses(self, now: float) -> None:
         """Ask RACK; to be called when something was delivered, and at `reorder_at`."""
         is_certain = self._recovery_point is not None or self._flight.sacked_bytes >= _DUPLICATE_ACKS * self.mss
-        any_lost, self.reorder_at = self._rack.detect(self._flight, now, self.rtt, is_certain=is_certain)
-        if any_lost and self._recovery_point is None:
-            self._enter_recovery()
+        before = self._flight.lost_bytes
+        self.reorder_at = self._rack.detect(self._flight, now, self.rtt, is_certain=is_certain)
+        if self._flight.lost_bytes > before:
+            if self._bbr is not None:
+                self._bbr.lost()
+            if self._recovery_point is None:
+                self._enter_recovery()
 
     def _enter_recovery(self) -> None:
         self._recovery_point = self.next
@@ -358,12 +361,7 @@ class Sender:
         self._probed = True
         segment = self.next_segment(now)
         if segment is None:
-            self._flight.split(self.next - self.mss)
-            segment = self._flight.segments[-1]
-            if segment.sacked:
-                segment = None
-            else:
-                self._send_again(segment, now)
+            self._send_again(segment := self._flight.likely_lost(self.mss), now)
         self.tail_probe = False
         self.retransmit_at = now + self.rtt.timeout
         return segment
@@ -375,7 +373,7 @@ class Sender:
             self._resent = 0
             self.congestion.on_timeout(self.next - self.una)
         self._recovery_point = self.next
-        self._slow_starting = self._must_retransmit = True
+        self._slow_starting = self._must_retransmit = self._probed = True
         self._dup_acks = 0
         if self._flight.segments[0].sacked:
             self._flight.forget_sacks()  # SACKed, yet never acknowledged: the application has reneged

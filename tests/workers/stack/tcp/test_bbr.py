@@ -57,7 +57,7 @@ class Path:
             if queued > self.queue or self._random.random() < self.loss:
                 self.lost += size
                 self.in_flight -= size
-                self.bbr.on_loss(self.in_flight)
+                self.bbr.lost()
                 continue
             self._free_at = max(self._free_at, self.now) + size / self.rate
             heapq.heappush(self._arrivals, (self._free_at + self.rtt, segment.start, segment))

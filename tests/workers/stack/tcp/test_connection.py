@@ -491,6 +491,23 @@ def test_fin_again_in_time_wait_is_acknowledged_and_restarts_the_wait() -> None:
     assert bed.stack.connections == {}
 
 
+def test_reset_in_time_wait_costs_the_upstream_nothing() -> None:
+    """RFC 1337: an old duplicate that we acknowledge makes an application that has closed send one."""
+    bed = Bed()
+    peer, upstream = bed.established()
+    upstream.capacity = 0
+    say(bed, peer, b"last words")
+    upstream.connection.shutdown(bed.now)
+    bed.exchange_from(peer)
+    say(bed, peer, flags=ACK | FIN, seq=10)
+    assert upstream.connection.state is State.TIME_WAIT
+    assert say(bed, peer, flags=RST, seq=11) == []
+    upstream.capacity = 100
+    upstream.connection.resume(bed.now)
+    assert upstream.received == b"last words"
+    assert upstream.eof and upstream.closed is CloseReason.FINISHED
+
+
 def test_new_syn_in_time_wait_opens_a_new_connection_with_higher_numbers() -> None:
     bed = Bed()
     peer, upstream = bed.established()
