@@ -168,7 +168,7 @@ class SendBuffer:
         tail = self._chunks[-1] if self._chunks else None
         if tail is None or tail.capacity - (tail.end - tail.start) >= _LEFTOVER_MIN:
             return False
-        return self._held + CHUNK_SIZES[self._size_class] > self.limit
+        return self._pool.is_short() or self._held + CHUNK_SIZES[self._size_class] > self.limit
 
     def has_room(self) -> bool:
         """Whether a quarter of the limit is free: below it, waking the relay would bring it little."""
