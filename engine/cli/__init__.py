@@ -10,6 +10,7 @@ import typer
 from engine.cli.check import check
 from engine.cli.demo import demo
 from engine.cli.explain import explain
+from engine.cli.importing import import_file
 from engine.cli.repair import repair
 from engine.cli.run import run
 from engine.cli.running import status, stop
@@ -28,6 +29,7 @@ for command in (start, stop, status, check, explain, demo, repair):
     app.command()(command)
 # What follows the command belongs to the command: `engine run curl -v` is `engine run -- curl -v`.
 app.command(context_settings={"allow_interspersed_args": False})(run)
+app.command("import")(import_file)
 
 
 def main() -> Any:

@@ -35,6 +35,7 @@ class Problem(msgspec.Struct, frozen=True, order=True):
     sentence: str
     """With the key path in front where there is one."""
     is_error: bool
+    path: Path = ()
 
     def __str__(self) -> str:
         return f"{self.place}: {'' if self.is_error else 'warning: '}{self.sentence}"
@@ -94,7 +95,7 @@ class Problems:
 
     def _add(self, at: int, sentence: str, path: Path, *, is_error: bool) -> None:
         text = f"{printable_path(path)}: {sentence}" if path else sentence
-        self._found.setdefault((at, text), Problem(at, self.sources.place(at), text, is_error))
+        self._found.setdefault((at, text), Problem(at, self.sources.place(at), text, is_error, path))
 
     @property
     def errors(self) -> tuple[Problem, ...]:

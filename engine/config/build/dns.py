@@ -5,6 +5,8 @@ from ipaddress import ip_network
 from pathlib import Path as FilePath
 from typing import Any, Literal
 
+import msgspec
+
 from engine.config.build.conditions import Scope, build_conditions
 from engine.config.build.machine import Machine
 from engine.config.build.outbounds import Outbounds
@@ -44,9 +46,11 @@ def default_dns(detour: str | None) -> DnsConfig:
 
 def build_dns(options: DnsOptions | None, outbounds: Outbounds, scope: Scope, machine: Machine) -> DnsConfig:
     """Return the DNS service."""
-    if options is None or not (options.servers or options.rules):
-        return default_dns(outbounds.default)
     report = scope.report
+    if options is None:
+        return default_dns(outbounds.default)
+    if not options.servers and not options.rules and not options.final:
+        return msgspec.structs.replace(default_dns(outbounds.default), **_settings(options))
     servers: dict[str, DnsServer] = {}
     for index, option in enumerate(options.servers):
         tag = option.tag or str(index)
@@ -70,15 +74,21 @@ def build_dns(options: DnsOptions | None, outbounds: Outbounds, scope: Scope, ma
         servers=tuple(servers.values()),
         rules=rules,
         final=final,
-        strategy=options.strategy,
-        disable_cache=options.disable_cache,
-        disable_expire=options.disable_expire,
-        cache_capacity=options.cache_capacity if options.cache_capacity >= CACHE_MIN else 4096,
-        serve_stale=options.optimistic.timeout if options.optimistic.enabled else 0.0,
-        reverse_mapping=options.reverse_mapping,
-        client_subnet=options.client_subnet,
-        timeout=options.timeout or 10.0,
+        **_settings(options),
     )
+
+
+def _settings(options: DnsOptions) -> dict[str, Any]:
+    return {
+        "strategy": options.strategy,
+        "disable_cache": options.disable_cache,
+        "disable_expire": options.disable_expire,
+        "cache_capacity": options.cache_capacity if options.cache_capacity >= CACHE_MIN else 4096,
+        "serve_stale": options.optimistic.timeout if options.optimistic.enabled else 0.0,
+        "reverse_mapping": options.reverse_mapping,
+        "client_subnet": options.client_subnet,
+        "timeout": options.timeout or 10.0,
+    }
 
 
 def _server(tag: str, option: DnsServerOptions, outbounds: Outbounds, report: Report, machine: Machine) -> DnsServer:
