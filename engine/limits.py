@@ -11,8 +11,10 @@ __all__ = ["Limits", "cgroup_memory", "find_limits"]
 MIB = 1024 * 1024
 MASTER_MEMORY = 128 * MIB
 """For everything but the workers: master, guardian, HTTP process, and the helper that changes the network, for a moment."""
-WORKER_MEMORY = 48 * MIB
+WORKER_MEMORY = 24 * MIB
 """Of a worker without flows, with some room."""
+FLOW_MEMORY = 16 * 1024
+"""Of a flow, with the smallest chunk of buffer."""
 WORKER_MEMORY_MIN = 64 * MIB
 WORKER_MEMORY_WANTED = 256 * MIB
 FLOWS_WANTED = 4096
@@ -56,24 +58,27 @@ def find_limits(workers: int, *, flows: int, associations: int) -> Limits:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     usable = max(files - FILES_RESERVED, FILES_MIN)
     fewer_associations = min(associations, max(usable // 8, 2))
-    fewer_flows = min(flows, usable - 2 * fewer_associations)
+    flows_of_files = usable - 2 * fewer_associations
+    flows_of_memory = (worker_memory - WORKER_MEMORY - BUFFERS_MIN) // FLOW_MEMORY
+    fewer_flows = min(flows, flows_of_files, flows_of_memory)
+    buffers = max((worker_memory - WORKER_MEMORY - fewer_flows * FLOW_MEMORY) // 2, BUFFERS_MIN)
     remarks = []
-    if fewer_flows < min(flows, FLOWS_WANTED):
+    if flows_of_files < min(flows, FLOWS_WANTED):
         remarks.append(
-            f"only {files:,} files may be open (ulimit -n), so that each worker carries at most {fewer_flows:,} TCP flows and "
+            f"only {files:,} files may be open (ulimit -n), so that each worker carries at most {flows_of_files:,} TCP flows and "
             f"{fewer_associations:,} UDP associations: raise the hard limit (LimitNOFILE=) to have more"
         )
     if worker_memory < WORKER_MEMORY_WANTED:
         remarks.append(
             f"only {memory >> 20:,} MiB of memory ({source}), so that each of {workers} workers may take "
-            f"{worker_memory >> 20:,} MiB: with many slow flows their buffers stay small"
+            f"{worker_memory >> 20:,} MiB: at most {fewer_flows:,} TCP flows, which hold {buffers >> 20:,} MiB at a time"
         )
     return Limits(
         memory=memory,
         memory_source="cgroup" if source == "cgroup" else "RAM",
         files=files,
         worker_memory=worker_memory,
-        worker_buffers=max((worker_memory - WORKER_MEMORY) // 2, BUFFERS_MIN),
+        worker_buffers=buffers,
         flows=fewer_flows,
         associations=fewer_associations,
         remarks=tuple(remarks),

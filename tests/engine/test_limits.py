@@ -82,6 +82,7 @@ def test_small_cgroup(plenty: pytest.MonkeyPatch) -> None:
     assert share.memory_source == "cgroup"
     assert share.worker_buffers == 8 * MIB
     assert share.worker_memory == 64 * MIB
+    assert share.flows == 2048
     (remark,) = share.remarks
     assert remark.startswith("only 256 MiB of memory (cgroup), so that each of 2 workers may take 64 MiB")
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,21 +67,22 @@ def running_engine(
     proxy: str | None = None,
     workers: int = 2,
     netns_option: bool = False,
+    wrapper: Sequence[str] = (),
 ) -> Iterator[Engine]:
     """Start the engine in `client` and wait until packets flow; afterwards the network must be as it was before.
 
     `proxy` None: that of the options (`-c FILE`), or the engine looks for one by itself.
 
     It is stopped on the way out, and must exit 0, unless the test has ended it. `netns_option`: the engine is started
-    outside, and enters by its option --netns.
+    outside, and enters by its option --netns, so that it sees the cgroups. `wrapper`: a command that runs its arguments.
     """
     before = client.snapshot()
     named = () if proxy is None else ("--proxy", proxy)
     start = ("start", *named, "--workers", str(workers), "--run-dir", str(run_dir), *options)
     if netns_option:
-        service = Service("engine", [*ENGINE, *start, "--netns", client.name])
+        service = Service("engine", [*wrapper, *ENGINE, *start, "--netns", client.name])
     else:
-        service = Service("engine", client.command(*ENGINE, *start))
+        service = Service("engine", client.command(*wrapper, *ENGINE, *start))
     try:
         service.wait_for("ready", READY_TIMEOUT)
         yield Engine(service, run_dir)
