@@ -186,6 +186,11 @@ class _Master:
             own_uid=WORKER_UID,
             own_mark=FWMARK,
             kill_switch=config.kill_switch,
+            strict=tun.strict_route,
+            include_uid=tun.include_uid,
+            exclude_uid=tun.exclude_uid,
+            include_interface=tun.include_interface,
+            exclude_interface=tun.exclude_interface,
             table=tun.table,
             priority=tun.priority,
         )

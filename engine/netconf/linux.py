@@ -16,7 +16,6 @@ from engine.netconf import NetworkError
 from engine.netconf.journal import Journal, Owner, open_journal
 from engine.netconf.netlink import Netlink, open_netlink, proc_sys
 from engine.netconf.plan import (
-    RULE_COUNT,
     Bypass,
     Change,
     Family,
@@ -30,10 +29,10 @@ from engine.netconf.plan import (
     plan_bypass,
     plan_kill_switch,
     plan_routes,
-    plan_rules,
     plan_socket_routes,
     socket_table,
 )
+from engine.netconf.rules import RULE_COUNT, plan_rules
 
 __all__ = ["apply", "renew", "undo"]
 
@@ -130,9 +129,9 @@ def _is_closed(pipe: int) -> bool:
 
 
 def _usable_families(plan: NetworkPlan) -> tuple[list[Family], list[str]]:
-    """Return the families that the tun can carry, and a remark for the user when IPv6 is wanted and missing."""
+    """Return the families that the tun can carry or is to close, and a remark for the user when IPv6 is wanted and missing."""
     if not plan_addresses(plan, 6):
-        return [4], []
+        return [4, 6] if plan.strict and _has_ipv6() else [4], []
     if plan.mtu < IPV6_MTU_MIN:
         return [4], [f"IPv6 is left out: it needs an MTU of {IPV6_MTU_MIN} bytes, and the tun has {plan.mtu}."]
     try:
@@ -140,6 +139,10 @@ def _usable_families(plan: NetworkPlan) -> tuple[list[Family], list[str]]:
     except FileNotFoundError:  # a kernel without IPv6, or without this interface
         disabled = True
     return ([4], ["IPv6 is left out: it is disabled on this machine."]) if disabled else ([4, 6], [])
+
+
+def _has_ipv6() -> bool:
+    return proc_sys("net/ipv6").exists()
 
 
 def _refuse_foreign_rules(netlink: Netlink, plan: NetworkPlan, families: list[Family]) -> None:
@@ -184,7 +187,7 @@ def _changes(netlink: Netlink, plan: NetworkPlan, families: list[Family], index:
         yield Sysctl(path=rp_filter, before=own, after=RP_FILTER_LOOSE)
     before = netlink.link_state(index)
     # No link-local address and no soliciting of routers: there is nobody to answer.
-    mode = ADDR_GEN_MODE_NONE if 6 in families else before.addr_gen_mode
+    mode = ADDR_GEN_MODE_NONE if 6 in families and plan_addresses(plan, 6) else before.addr_gen_mode
     yield Link(before=before, after=LinkState(mtu=plan.mtu, queue_length=QUEUE_LENGTH, up=True, addr_gen_mode=mode))
     for family in families:
         yield from plan_addresses(plan, family)

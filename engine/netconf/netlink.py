@@ -34,7 +34,7 @@ __all__ = ["Netlink", "open_netlink", "proc_sys"]
 
 FAMILIES: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 IFF_UP = 0x1  # include/uapi/linux/if.h
-FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP = 1, 2, 3  # include/uapi/linux/fib_rules.h
+FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_UNREACHABLE = 1, 2, 3, 7  # include/uapi/linux/fib_rules.h
 FIB_RULE_INVERT = 0x2  # include/uapi/linux/fib_rules.h
 MARK_MASK_ALL = 0xFFFFFFFF
 
@@ -215,6 +215,8 @@ def _rule_request(rule: Rule) -> dict[str, Any]:
         request |= {"action": FR_ACT_GOTO, "goto": rule.goto}
     if rule.table is not None:
         request |= {"action": FR_ACT_TO_TBL, "table": rule.table}
+    if rule.unreachable:
+        request["action"] = FR_ACT_UNREACHABLE
     if rule.source is not None:
         address, _, length = rule.source.partition("/")
         request |= {"src": address, "src_len": int(length)}
@@ -223,9 +225,11 @@ def _rule_request(rule: Rule) -> dict[str, Any]:
     if rule.invert:
         request["flags"] = FIB_RULE_INVERT
     if rule.uid is not None:
-        request["uid_range"] = f"{rule.uid}:{rule.uid}"
+        request["uid_range"] = f"{rule.uid}:{rule.uid if rule.last_uid is None else rule.last_uid}"
     if rule.mark is not None:
         request |= {"fwmark": rule.mark, "fwmask": MARK_MASK_ALL}
+    if rule.port is not None:
+        request["dport_range"] = f"{rule.port}:{rule.port}"
     if rule.suppress_prefix_length is not None:
         request["suppress_prefixlen"] = rule.suppress_prefix_length
     return request
@@ -233,7 +237,7 @@ def _rule_request(rule: Rule) -> dict[str, Any]:
 
 _READABLE = {
     *("FRA_PRIORITY", "FRA_TABLE", "FRA_GOTO", "FRA_SRC", "FRA_IIFNAME", "FRA_UID_RANGE"),
-    *("FRA_FWMARK", "FRA_FWMASK", "FRA_SUPPRESS_PREFIXLEN"),
+    *("FRA_FWMARK", "FRA_FWMASK", "FRA_SUPPRESS_PREFIXLEN", "FRA_DPORT_RANGE"),
     "FRA_PROTOCOL",  # who made it, by convention; matches nothing
 }
 
@@ -241,15 +245,16 @@ _READABLE = {
 def _read_rule(message: Any) -> Rule | None:
     """Return the rule of a netlink message; None when it has anything that a `Rule` cannot say."""
     attributes: dict[str, Any] = dict(message["attrs"])
-    uid, _, uid_end = str(attributes.get("FRA_UID_RANGE", "")).partition(":")
+    uid, _, last_uid = str(attributes.get("FRA_UID_RANGE", "")).partition(":")
+    port, _, last_port = str(attributes.get("FRA_DPORT_RANGE", "")).partition(":")
     action = message["action"]
     if (
         not attributes.keys() <= _READABLE
         or message["dst_len"]
         or message["tos"]
-        or action not in (FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP)
+        or action not in (FR_ACT_TO_TBL, FR_ACT_GOTO, FR_ACT_NOP, FR_ACT_UNREACHABLE)
         or attributes.get("FRA_FWMASK", MARK_MASK_ALL) != MARK_MASK_ALL
-        or uid != uid_end
+        or port != last_port
     ):
         return None
     suppress = attributes.get("FRA_SUPPRESS_PREFIXLEN", 0xFFFFFFFF)  # all ones: -1, none
@@ -262,7 +267,10 @@ def _read_rule(message: Any) -> Rule | None:
         iif=attributes.get("FRA_IIFNAME"),
         invert=bool(message["flags"] & FIB_RULE_INVERT),
         uid=int(uid) if uid else None,
+        last_uid=int(last_uid) if last_uid != uid else None,
         mark=attributes.get("FRA_FWMARK"),
+        port=int(port) if port else None,
+        unreachable=action == FR_ACT_UNREACHABLE,
         suppress_prefix_length=None if suppress == 0xFFFFFFFF else suppress,
     )
 

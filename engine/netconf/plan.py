@@ -1,7 +1,7 @@
 """What is wanted of the network, and how routes and rules express it. Pure: nothing here touches the machine.
 
 Same conventions as sing-box: one route table of our own (2022), policy rules from priority 9000. A rule `goto`es the nop
-at the end rather than naming the main table, so that rules of the user that come later still apply. See `plan_rules`.
+at the end rather than naming the main table, so that rules of the user that come later still apply: rules.py.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,6 @@ from netaddr import AddrFormatError, IPNetwork, IPSet
 from engine.netconf import NetworkError
 
 __all__ = [
-    "RULE_COUNT",
     "TABLE_MAIN",
     "Address",
     "Bypass",
@@ -32,22 +31,18 @@ __all__ = [
     "plan_bypass",
     "plan_kill_switch",
     "plan_routes",
-    "plan_rules",
     "plan_socket_routes",
     "socket_table",
 ]
 
 Family = Literal[4, 6]
 
-RULE_COUNT = 11
-"""Priorities that belong to us, from NetworkPlan.priority on."""
-END_OF_RULES = 10
-"""Offset of the nop from NetworkPlan.priority."""
 TABLE_MAIN = 254  # RT_TABLE_MAIN, include/uapi/linux/rtnetlink.h
 ROUTE_METRIC = 1024
 """Of the routes into the tun: the default of IPv6, and in both families higher than that of a Bypass, which must win over
 a route into the tun to the same host (the neighbour of an excluded one is often a /32)."""
 
+UID_MAX = 0xFFFFFFFE  # all ones means no user (setreuid(2))
 NEVER_PROXIED = ("224.0.0.0/4", "255.255.255.255/32")
 """Multicast and limited broadcast (RFC 1112, RFC 919) mean the local link, and no SOCKS proxy carries them. IPv6 needs no
 such entry: its multicast routes are in the table `local`, which comes before ours."""
@@ -65,7 +60,7 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Lead the machine's traffic into the tun; False: only the interface is set up."""
     table: int
     priority: int
-    """Priority of the first rule; RULE_COUNT priorities are used."""
+    """Priority of the first rule; RULE_COUNT priorities are used (rules.py)."""
     routes: tuple[str, ...]
     """Destinations that go into the tun: minimal prefixes, with all exclusions taken out."""
     own_uid: int | None
@@ -78,6 +73,16 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Addresses of proxies on other machines."""
     kill_switch: bool = False
     """Whatever does not go into the tun, and is neither local nor the engine's, does not leave at all."""
+    strict: bool = False
+    """A family without address is closed: nothing of it leaves but to the LAN, and by who is exempt."""
+    captures_dns: bool = False
+    """What is sent to port 53 goes into the tun even when it is for the LAN."""
+    excluded_uids: tuple[tuple[int, int], ...] = ()
+    """Users, as ranges with both ends, whose traffic does not enter the tun."""
+    included_interfaces: tuple[str, ...] = ()
+    """Only what comes in by these enters the tun (`lo`: what this machine sends itself); empty: everything."""
+    excluded_interfaces: tuple[str, ...] = ()
+    """What comes in by these does not."""
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, tag="rule", omit_defaults=True):
@@ -88,7 +93,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, tag="rule", omit_defaults=
     table: int | None = None
     """lookup TABLE."""
     goto: int | None = None
-    """goto PRIORITY. Neither table nor goto: nop."""
+    """goto PRIORITY. Neither table, goto nor unreachable: nop."""
     source: str | None = None
     """Prefix."""
     iif: str | None = None
@@ -96,7 +101,13 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, tag="rule", omit_defaults=
     invert: bool = False
     """`not`: the rule acts on packets that do not match."""
     uid: int | None = None
+    last_uid: int | None = None
+    """The end of a range that begins with `uid`."""
     mark: int | None = None
+    port: int | None = None
+    """Destination port."""
+    unreachable: bool = False
+    """The packet does not leave: EHOSTUNREACH or ICMP."""
     suppress_prefix_length: int | None = None
     """A route with a prefix of at most this many bits does not count."""
 
@@ -180,12 +191,19 @@ def build_plan(
     own_mark: int | None = None,
     bypass: Iterable[str] = (),
     kill_switch: bool = False,
+    strict: bool = False,
+    captures_dns: bool = False,
+    include_uid: Iterable[tuple[int, int]] = (),
+    exclude_uid: Iterable[tuple[int, int]] = (),
+    include_interface: Iterable[str] = (),
+    exclude_interface: Iterable[str] = (),
     table: int = 2022,
     priority: int = 9000,
 ) -> NetworkPlan:
     """Compute the routes: `include` minus `exclude` (prefixes) minus `upstreams` (addresses of the proxy).
 
-    Raises NetworkError when an address or prefix cannot be read.
+    Users are given as ranges with both ends; without `include_uid` all are included. Raises NetworkError when an address or
+    prefix cannot be read.
     """
     addresses = tuple(addresses)
     for address in addresses:
@@ -207,6 +225,11 @@ def build_plan(
         bypass=tuple(bypass) if auto_route else (),
         upstreams=tuple(remote),
         kill_switch=kill_switch and auto_route,
+        strict=strict and auto_route,
+        captures_dns=captures_dns,
+        excluded_uids=_excluded_uids(tuple(include_uid), exclude_uid),
+        included_interfaces=tuple(include_interface),
+        excluded_interfaces=tuple(exclude_interface),
     )
 
 
@@ -255,66 +278,6 @@ def plan_kill_switch(plan: NetworkPlan) -> list[KillSwitch]:
     return [KillSwitch(interface=plan.interface, uid=plan.own_uid, mark=plan.own_mark, hosts=hosts)]
 
 
-def plan_rules(plan: NetworkPlan, family: Family) -> list[Rule]:
-    """Return the rules of one family in the order in which to make them; none when its traffic is not routed.
-
-    The end comes first, because a `goto` without its target falls through to the next rule; then by priority, so that
-    our own sockets have left before anything is led into the tun.
-
-    Offsets from the first priority:
-      0  the workers' sockets                            leave, whatever comes later
-      1  marked sockets                                  leave
-      2  what comes out of the tun                       leaves: it is not sent back into it
-      3  main table, without its default route           LAN and every specific route stay as they are
-      4  sockets that already have the tun's address     tun, by a table of their own (`socket_table`)
-      5-7  other local sockets                           tun if new; those bound to another address of this machine, such
-                                                         as replies to inbound ssh, leave
-      8  forwarded packets of other machines             tun
-      10 the end
-    """
-    if not plan_routes(plan, family):
-        return []
-    first, end = plan.priority, plan.priority + END_OF_RULES
-    rules = [Rule(family=family, priority=end)]
-    if plan.own_uid is not None:
-        rules.append(Rule(family=family, priority=first, uid=plan.own_uid, goto=end))
-    if plan.own_mark is not None:
-        rules.append(Rule(family=family, priority=first + 1, mark=plan.own_mark, goto=end))
-    rules.append(Rule(family=family, priority=first + 2, iif=plan.interface, goto=end))
-    rules.append(Rule(family=family, priority=first + 3, table=TABLE_MAIN, suppress_prefix_length=0))
-    rules.extend(
-        Rule(
-            family=family,
-            priority=first + 4,
-            source=_host_prefix(own.address),
-            iif="lo",
-            table=socket_table(plan.table),
-        )
-        for own in plan_addresses(plan, family)
-    )
-    rules.extend(_unbound_socket_rules(family, first, end, plan.table))
-    rules.append(Rule(family=family, priority=first + 8, invert=True, iif="lo", table=plan.table))
-    return rules
-
-
-def _unbound_socket_rules(family: Family, first: int, end: int, table: int) -> list[Rule]:
-    """Offsets 5 to 7 of `plan_rules`: `iif lo` means that this machine sends."""
-    if family == 4:
-        return [Rule(family=4, priority=first + 5, source="0.0.0.0/32", iif="lo", table=table)]
-    # In IPv6 a rule with a source never matches a look-up without one (fib6_rule_match), so that `from ::/128` would
-    # not do. The two halves together match every look-up that has a source; what is left has none.
-    return [
-        Rule(family=6, priority=first + 5, source="::/1", iif="lo", goto=end),
-        Rule(family=6, priority=first + 6, source="8000::/1", iif="lo", goto=end),
-        Rule(family=6, priority=first + 7, iif="lo", table=table),
-    ]
-
-
-def _host_prefix(address: str) -> str:
-    interface = ip_interface(address)
-    return f"{interface.ip}/{interface.max_prefixlen}"
-
-
 def _family(text: str) -> Family:
     try:
         return 4 if ip_interface(text).version == 4 else 6
@@ -337,3 +300,25 @@ def _prefixes(texts: Iterable[str]) -> IPSet:
         except (AddrFormatError, ValueError) as error:
             raise NetworkError(f"{text!r} is neither an address nor a prefix such as 10.0.0.0/8.") from error
     return prefixes
+
+
+def _excluded_uids(
+    include: tuple[tuple[int, int], ...], exclude: Iterable[tuple[int, int]]
+) -> tuple[tuple[int, int], ...]:
+    """Return the users that are excluded, or not included where any are: ascending ranges that neither overlap nor touch."""
+    ranges = list(exclude)
+    if include:
+        after = 0
+        for first, last in sorted(include):
+            if first > after:
+                ranges.append((after, first - 1))
+            after = max(after, last + 1)
+        if after <= UID_MAX:
+            ranges.append((after, UID_MAX))
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return tuple(merged)

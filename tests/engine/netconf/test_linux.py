@@ -156,7 +156,7 @@ def test_undo_twice_leaves_alone_what_came_in_between(client: Namespace, helper:
         assert helper.apply(plan()).returncode == 0
         assert helper.undo().returncode == 0
         with client.entered():
-            ip("rule", "add", "priority", "9010", "nop")  # equal to one that we had
+            ip("rule", "add", "priority", "9012", "nop")  # equal to one that we had
         between = client.snapshot()
         done = helper.undo()
         assert (done.returncode, done.stdout) == (0, "0\n")
@@ -169,7 +169,7 @@ def test_undo_leaves_alone_what_others_have_changed(client: Namespace, helper: H
         assert helper.apply(plan()).returncode == 0
         with client.entered():
             ip("rule", "del", "priority", "9001")
-            ip("rule", "add", "priority", "9001", "from", "10.0.0.0/8", "fwmark", f"{MARK:#x}", "goto", "9010")
+            ip("rule", "add", "priority", "9001", "from", "10.0.0.0/8", "fwmark", f"{MARK:#x}", "goto", "9012")
             ip("route", "del", "0.0.0.0/1", "table", "2022")
             ip("link", "set", "tun0", "mtu", "1400")
         assert helper.undo().returncode == 0
@@ -326,3 +326,74 @@ def test_packets_past_the_proxy_are_refused_and_counted(net: Topology) -> None:
         sender.sendto(b"to the proxy", (PROXY_V6, 1080))
         sender.sendto(b"past it", (TARGET_V6, 53))
     assert net.direct_packets() == 2
+
+
+# who goes into the tun
+
+
+def device_to(client: Namespace, destination: str, *selectors: str) -> str:
+    device = client.route_to(destination, *selectors)["dev"]
+    assert isinstance(device, str)
+    return device
+
+
+def test_excluded_users_and_interfaces_leave_and_everything_is_undone(client: Namespace, helper: Helper) -> None:
+    before = client.snapshot()
+    with tun(client):
+        wanted = plan(exclude_uid=[(2000, 2999)], exclude_interface=["uplink"])
+        assert helper.apply(wanted).returncode == 0
+        for uid, device in (("1999", "tun0"), ("2000", "uplink"), ("2999", "uplink"), ("3000", "tun0")):
+            assert device_to(client, TARGET_V4, "uid", uid) == device
+            assert device_to(client, TARGET_V6, "uid", uid) == device
+        with client.entered():
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        assert device_to(client, TARGET_V4, "from", "192.0.2.99", "iif", "uplink") == "uplink"
+        with client.entered():
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+        assert helper.undo().returncode == 0
+    assert client.snapshot() == before
+
+
+def test_included_users_alone_go_into_the_tun(client: Namespace, helper: Helper) -> None:
+    with tun(client):
+        assert helper.apply(plan(include_uid=[(1000, 1000)])).returncode == 0
+        assert device_to(client, TARGET_V4, "uid", "1000") == "tun0"
+        assert device_to(client, TARGET_V4, "uid", "1001") == "uplink"
+
+
+def test_included_interfaces_alone_go_into_the_tun(client: Namespace, helper: Helper) -> None:
+    with client.entered():
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    with tun(client):
+        assert helper.apply(plan(include_interface=["uplink"])).returncode == 0
+        assert device_to(client, TARGET_V4) == "uplink"
+        assert device_to(client, TARGET_V4, "from", "192.0.2.99", "iif", "uplink") == "tun0"
+        assert helper.undo().returncode == 0
+        assert helper.apply(plan(include_interface=["lo"])).returncode == 0
+        assert device_to(client, TARGET_V4) == "tun0"
+        assert device_to(client, TARGET_V4, "from", "192.0.2.99", "iif", "uplink") == "uplink"
+
+
+def test_captured_dns_goes_into_the_tun_even_to_the_lan(client: Namespace, helper: Helper) -> None:
+    with tun(client):
+        assert helper.apply(plan(captures_dns=True)).returncode == 0
+        for protocol in "udp", "tcp":
+            assert device_to(client, "192.0.2.77", "ipproto", protocol, "dport", "53") == "tun0"
+            assert device_to(client, "192.0.2.77", "ipproto", protocol, "dport", "54") == "uplink"
+        assert device_to(client, "127.0.0.53", "ipproto", "udp", "dport", "53") == "lo"
+        assert device_to(client, "192.0.2.77", "ipproto", "udp", "dport", "53", "uid", str(UID)) == "uplink"
+
+
+def test_strict_leaves_no_way_out_for_the_family_without_address(client: Namespace, helper: Helper) -> None:
+    before = client.snapshot()
+    with tun(client):
+        wanted = plan(addresses=(f"{TUN_V4}/30",), strict=True)
+        assert helper.apply(wanted).returncode == 0
+        assert device_to(client, TARGET_V4) == "tun0"
+        with pytest.raises(AssertionError, match="Network is unreachable"):
+            client.route_to(TARGET_V6)
+        assert device_to(client, "2001:db8:1::77") == "uplink"
+        assert device_to(client, "::1") == "lo"
+        assert device_to(client, TARGET_V6, "uid", str(UID)) == "uplink"
+        assert helper.undo().returncode == 0
+    assert client.snapshot() == before

@@ -1,6 +1,7 @@
 """Routes and rules as values."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from engine.netconf.plan import (
     build_plan,
     plan_addresses,
     plan_routes,
-    plan_rules,
     plan_socket_routes,
 )
+from engine.netconf.rules import RULE_COUNT, plan_rules
 
 Address = IPv4Address | IPv6Address
 
@@ -96,25 +97,99 @@ def test_sockets_of_the_tun_have_a_table_without_exceptions() -> None:
 def test_rules_v4() -> None:
     made = plan(own_uid=990, own_mark=0x2024)
     assert plan_rules(made, 4) == [
-        Rule(family=4, priority=9010),
-        Rule(family=4, priority=9000, uid=990, goto=9010),
-        Rule(family=4, priority=9001, mark=0x2024, goto=9010),
-        Rule(family=4, priority=9002, iif="tun0", goto=9010),
-        Rule(family=4, priority=9003, table=254, suppress_prefix_length=0),
-        Rule(family=4, priority=9004, source="172.19.0.1/32", iif="lo", table=2023),
-        Rule(family=4, priority=9005, source="0.0.0.0/32", iif="lo", table=2022),
-        Rule(family=4, priority=9008, iif="lo", invert=True, table=2022),
+        Rule(family=4, priority=9012),
+        Rule(family=4, priority=9000, uid=990, goto=9012),
+        Rule(family=4, priority=9001, mark=0x2024, goto=9012),
+        Rule(family=4, priority=9002, iif="tun0", goto=9012),
+        Rule(family=4, priority=9006, table=254, suppress_prefix_length=0),
+        Rule(family=4, priority=9007, source="172.19.0.1/32", iif="lo", table=2023),
+        Rule(family=4, priority=9008, source="0.0.0.0/32", iif="lo", table=2022),
+        Rule(family=4, priority=9011, iif="lo", invert=True, table=2022),
     ]
 
 
 def test_rules_v6_let_sockets_with_a_source_leave() -> None:
     assert plan_rules(plan(), 6)[3:] == [
-        Rule(family=6, priority=9004, source="fdfe:dcba:9876::1/128", iif="lo", table=2023),
-        Rule(family=6, priority=9005, source="::/1", iif="lo", goto=9010),
-        Rule(family=6, priority=9006, source="8000::/1", iif="lo", goto=9010),
-        Rule(family=6, priority=9007, iif="lo", table=2022),
-        Rule(family=6, priority=9008, iif="lo", invert=True, table=2022),
+        Rule(family=6, priority=9007, source="fdfe:dcba:9876::1/128", iif="lo", table=2023),
+        Rule(family=6, priority=9008, source="::/1", iif="lo", goto=9012),
+        Rule(family=6, priority=9009, source="8000::/1", iif="lo", goto=9012),
+        Rule(family=6, priority=9010, iif="lo", table=2022),
+        Rule(family=6, priority=9011, iif="lo", invert=True, table=2022),
     ]
+
+
+def test_table_and_priority_are_the_users() -> None:
+    made = plan(table=77, priority=100)
+    assert {rule.table for rule in plan_rules(made, 4)} == {None, 254, 77, 78}
+    assert {route.table for route in plan_routes(made, 4)} == {77}
+    priorities = {rule.priority for rule in (*plan_rules(made, 4), *plan_rules(made, 6))}
+    assert min(priorities) >= 100 and max(priorities) == 100 + RULE_COUNT - 1
+
+
+def test_excluded_users_and_interfaces_leave() -> None:
+    made = plan(exclude_uid=[(1000, 1000), (2000, 2999)], exclude_interface=["eth1", "docker0"])
+    for family in (4, 6):
+        assert [rule for rule in plan_rules(made, family) if rule.priority == 9003] == [
+            Rule(family=family, priority=9003, uid=1000, goto=9012),
+            Rule(family=family, priority=9003, uid=2000, last_uid=2999, goto=9012),
+            Rule(family=family, priority=9003, iif="eth1", goto=9012),
+            Rule(family=family, priority=9003, iif="docker0", goto=9012),
+        ]
+
+
+def test_included_users_exclude_all_others() -> None:
+    assert plan(include_uid=[(1000, 1000), (3000, 3999)]).excluded_uids == (
+        (0, 999),
+        (1001, 2999),
+        (4000, 0xFFFFFFFE),
+    )
+    assert plan(include_uid=[(0, 0xFFFFFFFE)]).excluded_uids == ()
+
+
+uid_ranges = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)).map(lambda pair: (min(pair), max(pair))))
+
+
+@given(uid_ranges, uid_ranges)
+def test_uid_is_excluded_as_the_lists_say(include: list[tuple[int, int]], exclude: list[tuple[int, int]]) -> None:
+    made = plan(include_uid=include, exclude_uid=exclude).excluded_uids
+    for uid in (*range(43), 0xFFFFFFFE):
+        is_in = any(first <= uid <= last for first, last in include) or not include
+        is_out = any(first <= uid <= last for first, last in exclude)
+        assert any(first <= uid <= last for first, last in made) == (not is_in or is_out)
+    assert all(after[0] > before[1] + 1 for before, after in pairwise(made))
+
+
+def test_only_included_interfaces_go_on() -> None:
+    made = plan(include_interface=["eth1", "lo"])
+    assert [rule for rule in plan_rules(made, 4) if rule.priority in (9004, 9005)] == [
+        Rule(family=4, priority=9004, iif="eth1", goto=9006),
+        Rule(family=4, priority=9004, iif="lo", goto=9006),
+        Rule(family=4, priority=9005, goto=9012),
+    ]
+    order = [rule.priority for rule in plan_rules(made, 4)]
+    assert order.index(9006) < order.index(9004), "a goto without its target falls through"
+
+
+def test_captured_dns_passes_the_main_table_by() -> None:
+    assert Rule(family=4, priority=9006, port=53, invert=True, table=254, suppress_prefix_length=0) in plan_rules(
+        plan(captures_dns=True), 4
+    )
+
+
+def test_strict_closes_the_family_without_address() -> None:
+    made = plan(addresses=[V4], strict=True, own_uid=990)
+    assert plan_rules(made, 6) == [
+        Rule(family=6, priority=9012),
+        Rule(family=6, priority=9000, uid=990, goto=9012),
+        Rule(family=6, priority=9002, iif="tun0", goto=9012),
+        Rule(family=6, priority=9006, table=254, suppress_prefix_length=0),
+        Rule(family=6, priority=9008, source="::/1", iif="lo", goto=9012),
+        Rule(family=6, priority=9009, source="8000::/1", iif="lo", goto=9012),
+        Rule(family=6, priority=9010, iif="lo", unreachable=True),
+        Rule(family=6, priority=9011, iif="lo", invert=True, unreachable=True),
+    ]
+    assert plan_rules(made, 4) == plan_rules(plan(addresses=[V4], own_uid=990), 4)
+    assert plan_rules(plan(addresses=[V4], strict=True, auto_route=False), 6) == []
 
 
 @pytest.mark.parametrize(
