@@ -34,6 +34,7 @@ from engine.limits import Limits, find_limits
 from engine.netconf import Network
 from engine.netconf.plan import NetworkPlan, build_plan
 from engine.notify import notify
+from engine.owners import FlowOwners, open_owners
 from engine.requests import Measure, Reply, Request, Stop
 from engine.run.network import PrivateNetwork
 from engine.run_dir import lock_run_dir
@@ -41,7 +42,7 @@ from engine.supervisor import Report, Supervisor, WorkerFailed
 from engine.tun import TunDevice, open_tun
 from engine.watchdog import CHECK_INTERVAL, Watchdog
 from shared.config import ProxyOutbound, WorkerConfig
-from shared.control import UdpSupport
+from shared.control import FindProcess, UdpSupport
 from shared.pool import Pool, PoolLayout
 
 __all__ = ["EngineFailed", "StartOptions", "run_engine"]
@@ -95,6 +96,7 @@ class _Master:
     tun: TunDevice
     pool: Pool
     network: Network
+    owners: FlowOwners
     supervisor: Supervisor
     ingress: Ingress
     inspector: Inspector
@@ -133,6 +135,10 @@ class _Master:
         await network.start_guardian()
         undo.push_async_exit(self._restore_network)
 
+        self.owners = open_owners(
+            self.pool.counters[options.workers], network, lambda worker, answer: self.supervisor.send(worker, answer)
+        )
+        undo.push_async_callback(self.owners.close)
         await self._start_workers(layout, undo)
         for remark in await network.apply(self._plan()):
             log.warning("%s", remark)
@@ -203,6 +209,7 @@ class _Master:
         options, user = self.options, self.options.config
         own_user = os.geteuid() == 0 and _may_become(WORKER_UID)
         self.counted += [outbound.tag for outbound in user.policy.outbounds]
+        policy = msgspec.structs.replace(user.policy, counted=tuple(self.counted))
         limits = find_limits(options.workers, flows=user.stack.max_tcp_flows, associations=user.udp.max_associations)
         for remark in limits.remarks:
             log.warning("%s", remark)
@@ -212,7 +219,7 @@ class _Master:
             workers=options.workers,
             slots=layout.slots,
             ring_entries=layout.ring_entries,
-            policy=msgspec.structs.replace(user.policy, counted=tuple(self.counted)),
+            policy=self.owners.load(policy, guards=options.tun is None),
             stack=msgspec.structs.replace(
                 user.stack,
                 mtu=self.tun.mtu,
@@ -309,6 +316,8 @@ class _Master:
     def _on_report(self, worker: int, report: Report) -> None:
         if isinstance(report, UdpSupport):
             self._on_udp_support(report.supported, report.reason)
+        elif isinstance(report, FindProcess):
+            self.owners.answer(worker, report)
 
     def _on_udp_support(self, supported: bool, reason: str) -> None:
         state = "yes" if supported else f"no: {reason}"

@@ -3,7 +3,7 @@
 A local proxy is reached over loopback, but what it sends to its servers would enter the tun like every program's traffic,
 go to the proxy again, and so on for ever. So, while an upstream is local, a worker asks before it dials:
 
-    worker ── FindProcess ──► LoopGuard.is_proxys_own(flow)
+    worker ── FindProcess ──► LoopGuard.own_proxy(flow)
                                  1. who listens at the upstream's address now?           LocalProxies  (a few us: unchanged)
                                  2. whose socket is the flow's? another user's: no       ProcessTable.find     (5 us)
                                  3. is it among the sockets of the proxy and its children?    a look at their descriptors

@@ -10,8 +10,10 @@ from typing import Protocol
 from engine.loop_guard.proxies import Endpoint, LocalProxies
 from engine.loop_guard.servers import UNUSED_FOR, LearnedServers
 from engine.netconf import NetworkError
-from engine.processes import FlowTuple, ProcessError, Socket
+from engine.processes import ProcessError
 from engine.processes.finder import ProcessFinder
+from shared.process import ProcessInfo
+from shared.rules.flow import Ends
 
 __all__ = ["Bypassing", "LoopGuard"]
 
@@ -63,6 +65,16 @@ class LoopGuard:
                 loop.create_task(self._apply_changes(), name="bypass"),
                 loop.create_task(self._expire_for_ever(), name="expire servers"),
             ]
+        self._tasks.append(loop.create_task(self._look_first(self._proxies), name="look first"))
+
+    async def _look_first(self, proxies: LocalProxies) -> None:
+        try:
+            await proxies.look()
+        except ProcessError as error:
+            self._tell_failure(error)
+        else:
+            if not proxies.all_listen:
+                log.warning("the proxy on this machine is not running (yet): until it is, nothing can be carried")
 
     async def close(self) -> None:
         """Stop. Routes are left to Network.restore."""
@@ -71,37 +83,36 @@ class LoopGuard:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def is_proxys_own(self, flow: FlowTuple) -> bool:
-        """Tell whether a flow that came out of the tun is the proxy's own; if so, learn from it."""
+    async def own_proxy(self, flow: Ends) -> ProcessInfo | None:
+        """Return the proxy whose own a flow is that came out of the tun, and learn from it; None: it is an application's."""
         now = self._clock()
-        sock = await self._owned_socket(flow)
-        if sock is None:
+        try:
+            sock = await self._finder.find_socket(flow)
+            proxy = await self._proxies.owner(sock) if sock is not None else None
+        except ProcessError as error:
+            self._tell_failure(error)
+            return None
+        if sock is None or proxy is None:
             self._servers.asked_for(flow.destination, now)
-            return False
+            return None
         if self._may_be_server(flow):
             udp_socket = sock.inode if flow.network == "udp" else None
             if self._servers.contacted(flow.destination, now, udp_socket=udp_socket):
                 self._changes.put_nowait((flow.destination, True))
                 for address in self._servers.surplus():
                     self._changes.put_nowait((address, False))
-        return True
+        return proxy
 
-    def _may_be_server(self, flow: FlowTuple) -> bool:
+    def _tell_failure(self, error: ProcessError) -> None:
+        if not self._failed:
+            self._failed = True
+            log.warning("%s; the proxy on this machine must be let out by a rule", str(error).rstrip("."))
+
+    def _may_be_server(self, flow: Ends) -> bool:
         if flow.destination_port == DNS_PORT or self._changes.qsize() >= CHANGES_MAX:
             return False
         address = ip_address(flow.destination)
         return not any(address in fake for fake in self._fake)
-
-    async def _owned_socket(self, flow: FlowTuple) -> Socket | None:
-        """Return the flow's socket if one of the proxies holds it."""
-        try:
-            sock = await self._finder.find_socket(flow)
-            return sock if sock is not None and await self._proxies.owns(sock) else None
-        except ProcessError as error:
-            if not self._failed:
-                self._failed = True
-                log.warning("%s The proxy on this machine must be let out by a rule.", error)
-            return None
 
     async def _apply_changes(self) -> None:
         """Change routes one after the other: the order counts, and each is written to disk first."""

@@ -6,8 +6,9 @@ before, the proxy has started or restarted, and its processes are looked for aga
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_address
 
 from engine.processes import Socket
@@ -44,11 +45,11 @@ class _View:
     proxies: Mapping[Endpoint, _Proxy]
     uids: frozenset[int]
     """Users of the proxies, of their descendants and of the listening sockets."""
-    sockets: frozenset[int]
-    """Inodes of all their sockets."""
+    sockets: Mapping[int, ProcessInfo]
+    """Inodes of all their sockets, each with the proxy that it belongs to."""
 
 
-_NOTHING = _View({}, frozenset(), frozenset())
+_NOTHING = _View({}, frozenset(), {})
 
 
 class LocalProxies:
@@ -63,24 +64,28 @@ class LocalProxies:
         self._look_next: asyncio.Task[None] | None = None
 
     @property
-    def sockets(self) -> frozenset[int]:
-        """Inodes of the proxies' sockets at the last look."""
-        return self._view.sockets
+    def all_listen(self) -> bool:
+        """Whether a proxy was found at every endpoint at the last look."""
+        return len(self._view.proxies) == len(self._endpoints)
 
-    async def owns(self, sock: Socket) -> bool:
-        """Tell whether a socket belongs to one of the proxies, or to one that is about to start. Raises ProcessError."""
+    @property
+    def sockets(self) -> Collection[int]:
+        """Inodes of the proxies' sockets at the last look."""
+        return self._view.sockets.keys()
+
+    async def owner(self, sock: Socket) -> ProcessInfo | None:
+        """Return the proxy that a socket belongs to, or that is about to start; None: none. Raises ProcessError."""
         listening = {endpoint: self._finder.table.listener(*endpoint) for endpoint in self._endpoints}
         silent = [endpoint for endpoint, listener in listening.items() if listener is None]
         if len(silent) < len(listening):
             if any(listener and self._is_new(endpoint, listener) for endpoint, listener in listening.items()):
                 await self.look()
-            if sock.inode in self._view.sockets:
-                return True
-            if sock.uid in self._view.uids:
+            if sock.inode not in self._view.sockets and sock.uid in self._view.uids:
                 await self.look()
-                if sock.inode in self._view.sockets:
-                    return True
-        return bool(silent) and await self._is_starting(sock, silent)
+            owner = self._view.sockets.get(sock.inode)
+            if owner is not None:
+                return owner
+        return await self._starting(sock, silent) if silent else None
 
     def _is_new(self, endpoint: Endpoint, listener: Socket) -> bool:
         known = self._view.proxies.get(endpoint)
@@ -114,43 +119,39 @@ class LocalProxies:
 
     def _examine(self, before: Mapping[Endpoint, _Proxy]) -> _View:
         table = self._finder.table
+        held = cache(table.sockets_of)  # of one moment, and each process is read once
         all_listeners = table.listeners()
         proxies: dict[Endpoint, _Proxy] = {}
-        sockets: dict[int, set[int]] = {}  # by process
+        sockets: dict[int, ProcessInfo] = {}
         uids: set[int] = set()
         for endpoint in self._endpoints:
             listeners = _reached(endpoint, all_listeners)
-            if listeners:
-                proxy = proxies[endpoint] = self._identify(listeners, before.get(endpoint), sockets)
-                uids.update(listener.uid for listener in listeners)
-                for pid in proxy.pids:
-                    for child in table.descendants(pid):
-                        if child not in sockets:
-                            sockets[child] = table.sockets_of(child)
-        uids.update(uid for pid in sockets if (uid := table.uid_of(pid)) is not None)
-        return _View(proxies, frozenset(uids), frozenset().union(*sockets.values()))
+            if not listeners:
+                continue
+            known = before.get(endpoint)
+            is_same = known is not None and _still_listens(known, listeners, held)
+            proxy = known if known is not None and is_same else self._identify(listeners)
+            proxies[endpoint] = proxy
+            family = {*proxy.pids, *(child for pid in proxy.pids for child in table.descendants(pid))}
+            uids.update(listener.uid for listener in listeners)
+            uids.update(uid for pid in family if (uid := table.uid_of(pid)) is not None)
+            for pid in family:
+                sockets.update(dict.fromkeys(held(pid), proxy.process))
+        return _View(proxies, frozenset(uids), sockets)
 
-    def _identify(self, listeners: list[Socket], known: _Proxy | None, sockets: dict[int, set[int]]) -> _Proxy:
-        """Find who holds the listening sockets, first among those known before; add the sockets of the processes found."""
+    def _identify(self, listeners: list[Socket]) -> _Proxy:
+        """Find who holds the listening sockets."""
         table = self._finder.table
         inodes = frozenset(listener.inode for listener in listeners)
-        if known is not None and known.listeners == inodes:
-            for pid in known.pids:
-                sockets[pid] = table.sockets_of(pid)
-            # A daemon's first process listens, starts the one that stays, and ends: the socket is the same.
-            if known.pids and all(inodes & sockets[pid] for pid in known.pids):
-                return known
         pids = sorted({pid for inode in inodes for pid in table.all_holders(inode)} - {INIT})
-        for pid in pids:
-            sockets[pid] = table.sockets_of(pid)
         first = pids[0] if pids else None
         process = table.describe(first, listeners[0].uid)
         return _Proxy(inodes, tuple(pids), process, table.arguments(first) if first is not None else ())
 
     # proxies that do not listen yet
 
-    async def _is_starting(self, sock: Socket, silent: list[Endpoint]) -> bool:
-        """Tell whether a socket is of a program that will listen at one of the `silent` endpoints.
+    async def _starting(self, sock: Socket, silent: list[Endpoint]) -> ProcessInfo | None:
+        """Return the program of a socket if it will listen at one of the `silent` endpoints.
 
         `ssh -D` logs in before it listens, and others look their servers up first. Until then it is known by its command line:
         it is that of the proxy which listened there before, or it is ssh and names the port.
@@ -158,11 +159,23 @@ class LocalProxies:
         known = [self._view.proxies.get(endpoint) or self._former.get(endpoint) for endpoint in silent]
         process = await self._finder.owner(sock)
         if process.pid is None:
-            return False
+            return None
         arguments = self._finder.table.arguments(process.pid)
         if any(proxy and (process.path, arguments) == (proxy.process.path, proxy.arguments) for proxy in known):
-            return True
-        return process.name == "ssh" and not dynamic_forwards(arguments).isdisjoint(port for _, port in silent)
+            return process
+        is_ssh = process.name == "ssh" and not dynamic_forwards(arguments).isdisjoint(port for _, port in silent)
+        return process if is_ssh else None
+
+
+def _still_listens(known: _Proxy, listeners: list[Socket], held: Callable[[int], set[int]]) -> bool:
+    """Tell whether the same processes hold the same sockets.
+
+    A daemon's first process listens, starts the one that stays, and ends: the socket is the same, its holder is not.
+    """
+    inodes = {listener.inode for listener in listeners}
+    return (
+        known.listeners == inodes and known.pids != () and not any(inodes.isdisjoint(held(pid)) for pid in known.pids)
+    )
 
 
 def _reached(endpoint: Endpoint, listeners: Iterable[Socket]) -> list[Socket]:

@@ -24,26 +24,15 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from shared.process import ProcessInfo
+from shared.rules.flow import Ends
 
-__all__ = ["FlowTuple", "Holder", "Network", "ProcessError", "ProcessTable", "Socket", "open_process_table"]
+__all__ = ["Holder", "Network", "ProcessError", "ProcessTable", "Socket", "open_process_table"]
 
 Network = Literal["tcp", "udp"]
 
 
 class ProcessError(Exception):
     """Processes cannot be looked up on this machine; the text is one sentence."""
-
-
-@dataclass(frozen=True, slots=True)
-class FlowTuple:
-    """One flow as its packets name it, seen from the application."""
-
-    network: Network
-    source: bytes
-    """Packed, 4 or 16 bytes."""
-    source_port: int
-    destination: bytes
-    destination_port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +62,10 @@ class Holder:
 class ProcessTable(Protocol):
     """Sockets and processes of this machine. What is gone or may not be seen is absent from answers, never an error."""
 
-    def find(self, flow: FlowTuple) -> Socket | None:
+    def find(self, flow: Ends) -> Socket | None:
         """Return the flow's socket, by exact queries: some microseconds."""
 
-    def search(self, flow: FlowTuple) -> Socket | None:
+    def search(self, flow: Ends) -> Socket | None:
         """Look through all sockets of the source port, for what exact queries do not find. Call it in a thread."""
 
     def listener(self, address: bytes, port: int) -> Socket | None:

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from engine.processes import FlowTuple, Holder, ProcessError, ProcessTable, Socket
+from engine.processes import Holder, ProcessError, ProcessTable, Socket
 from shared.metrics import Cell, Counters
 from shared.process import ProcessInfo
+from shared.rules.flow import Ends
 
 __all__ = ["ProcessFinder"]
 
@@ -57,16 +58,21 @@ class ProcessFinder:
         self._thread.shutdown(cancel_futures=True)
         self.table.close()
 
-    async def find(self, flow: FlowTuple) -> ProcessInfo:
-        """Return whose flow it is; what cannot be found out is empty."""
+    async def find(self, flow: Ends, *, user_only: bool = False) -> ProcessInfo:
+        """Return whose flow it is; what cannot be found out is empty. `user_only`: the user is enough, which needs no walk."""
         self._counters[Cell.PROCESS_LOOKUPS] += 1
         socket = await self.find_socket(flow)
-        process = NOBODY if socket is None else await self.owner(socket)
-        if process.pid is None:
+        if socket is None:
+            process = NOBODY
+        elif user_only:
+            process = await self.in_thread(self.table.describe, None, socket.uid)
+        else:
+            process = await self.owner(socket)
+        if process.uid is None or (process.pid is None and not user_only):
             self._counters[Cell.PROCESS_UNKNOWN] += 1
         return process
 
-    async def find_socket(self, flow: FlowTuple) -> Socket | None:
+    async def find_socket(self, flow: Ends) -> Socket | None:
         """Return the flow's socket; None when no process of this machine holds it (forwarded traffic, other namespaces)."""
         try:
             socket = self.table.find(flow)

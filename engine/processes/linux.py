@@ -5,9 +5,10 @@ import pwd
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 
-from engine.processes import FlowTuple, Holder, Network, Socket, proc
+from engine.processes import Holder, Network, Socket, proc
 from engine.processes.sockets import SocketQueries
 from shared.process import ProcessInfo
+from shared.rules.flow import Ends
 
 __all__ = ["LinuxProcessTable"]
 
@@ -32,11 +33,11 @@ class LinuxProcessTable:
         self._quick.close()
         self._slow.close()
 
-    def find(self, flow: FlowTuple) -> Socket | None:
+    def find(self, flow: Ends) -> Socket | None:
         """See ProcessTable.find."""
         return self._quick.find(flow)
 
-    def search(self, flow: FlowTuple) -> Socket | None:
+    def search(self, flow: Ends) -> Socket | None:
         """See ProcessTable.search."""
         return self._slow.search(flow)
 

@@ -4,7 +4,7 @@ import errno
 import socket
 import struct
 
-from engine.processes import FlowTuple, Network, ProcessError, Socket
+from engine.processes import Network, ProcessError, Socket
 from engine.processes.sock_diag import (
     AF_INET,
     AF_INET6,
@@ -17,6 +17,7 @@ from engine.processes.sock_diag import (
     encode_query,
     parse_messages,
 )
+from shared.rules.flow import Ends
 
 __all__ = ["SocketQueries"]
 
@@ -41,14 +42,14 @@ class SocketQueries:
         """Close the netlink socket; harmless when repeated."""
         self._netlink.close()
 
-    def find(self, flow: FlowTuple) -> Socket | None:
+    def find(self, flow: Ends) -> Socket | None:
         """See ProcessTable.find."""
         if flow.network == "tcp":
             return self._exact(TCP, flow.source, flow.source_port, flow.destination, flow.destination_port, flow)
         # UDP is looked up as for a packet that arrives, hence from the peer's point of view.
         return self._exact(UDP, flow.destination, flow.destination_port, flow.source, flow.source_port, flow)
 
-    def search(self, flow: FlowTuple) -> Socket | None:
+    def search(self, flow: Ends) -> Socket | None:
         """See ProcessTable.search. The kernel filters by port alone: without the comparison, strangers would be found."""
         protocol = _PROTOCOLS[flow.network]
         families = (AF_INET, AF_INET6) if len(flow.source) == 4 else (AF_INET6,)
@@ -80,7 +81,7 @@ class SocketQueries:
         ]
 
     def _exact(
-        self, protocol: int, source: bytes, source_port: int, destination: bytes, destination_port: int, flow: FlowTuple
+        self, protocol: int, source: bytes, source_port: int, destination: bytes, destination_port: int, flow: Ends
     ) -> Socket | None:
         found = self._query(protocol, source, source_port, destination, destination_port)
         return found if found is not None and _is_socket_of(flow, found) else None
@@ -124,7 +125,7 @@ class SocketQueries:
         return self._sequence
 
 
-def _is_socket_of(flow: FlowTuple, found: Socket) -> bool:
+def _is_socket_of(flow: Ends, found: Socket) -> bool:
     """Tell whether the kernel's answer is the flow's socket, and somebody holds it."""
     if not found.inode or found.local_port != flow.source_port:
         return False

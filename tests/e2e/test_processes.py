@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.processes import FlowTuple, ProcessTable, open_process_table
+from engine.processes import ProcessTable, open_process_table
+from shared.rules.flow import Ends
 from tests.support.netns import CLIENT_V4, PROXY_V4, TARGET_V4, Topology
 from tests.support.sockets import connect, listening, udp_socket
 from tests.support.upstreams import needs
@@ -31,11 +32,11 @@ def table(net: Topology) -> Iterator[ProcessTable]:
     made.close()
 
 
-def flow(sock: socket.socket, destination: tuple[str, int]) -> FlowTuple:
+def flow(sock: socket.socket, destination: tuple[str, int]) -> Ends:
     network = "tcp" if sock.type is socket.SOCK_STREAM else "udp"
     ends = (CLIENT_V4, sock.getsockname()[1]), destination
     (source, source_port), (target, target_port) = ends
-    return FlowTuple(network, socket.inet_aton(source), source_port, socket.inet_aton(target), target_port)
+    return Ends(network, socket.inet_aton(source), source_port, socket.inet_aton(target), target_port)
 
 
 def test_table_shows_the_namespace_that_it_was_opened_in(net: Topology, table: ProcessTable) -> None:
@@ -61,7 +62,7 @@ def test_socket_of_another_user_is_found_with_its_process(net: Topology, table: 
             assert app.stdout is not None
             source_port = int(app.stdout.readline())
             source, destination = socket.inet_aton(CLIENT_V4), socket.inet_aton(host)
-            found = table.find(FlowTuple("tcp", source, source_port, destination, port))
+            found = table.find(Ends("tcp", source, source_port, destination, port))
             assert found is not None and found.uid == OTHER_USER
             assert table.holders([found.inode], uids=[found.uid])[found.inode].pid == app.pid
             assert table.describe(app.pid, found.uid).name.startswith("python")

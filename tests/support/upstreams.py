@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,7 +32,10 @@ __all__ = [
     "targets",
     "tinyproxy",
     "v2ray",
+    "v2ray_process",
     "v2ray_without_udp",
+    "vmess_client",
+    "vmess_server",
 ]
 
 USER, PASSWORD = "alice", "p4ss:w@rd"
@@ -218,14 +222,46 @@ def _v2ray(
     internet: Namespace, work: Path, *, udp: bool, host: str = PROXY_V4, port: int = PORT
 ) -> AbstractContextManager[None]:
     settings = {"auth": "noauth", "udp": udp, "ip": host}
-    config = {
-        "log": {"loglevel": "warning"},
-        "inbounds": [{"listen": host, "port": port, "protocol": "socks", "settings": settings}],
-        "outbounds": [{"protocol": "freedom"}],
+    inbound = {"listen": host, "port": port, "protocol": "socks", "settings": settings}
+    return v2ray_process(internet, work, inbound, {"protocol": "freedom"}, host=host, port=port)
+
+
+VMESS_ID = "b831381d-6324-4d53-ad4f-8cda48b30811"
+
+
+@contextmanager
+def vmess_server(internet: Namespace, work: Path, *, host: str, port: int = 8443) -> Iterator[None]:
+    """What V2Ray clients connect to."""
+    inbound = {
+        "listen": host,
+        "port": port,
+        "protocol": "vmess",
+        "settings": {"clients": [{"id": VMESS_ID, "alterId": 0}]},
     }
-    path = work / f"v2ray-{port}.json"
+    with v2ray_process(internet, work, inbound, {"protocol": "freedom"}, host=host, port=port):
+        yield
+
+
+def vmess_client(
+    client: Namespace, work: Path, *, server: str, server_port: int = 8443, host: str = "127.0.0.1", port: int = PORT
+) -> AbstractContextManager[None]:
+    """V2Ray as on a user's machine: SOCKS on loopback, everything to the server."""
+    settings = {"auth": "noauth", "udp": True, "ip": host}
+    inbound = {"listen": host, "port": port, "protocol": "socks", "settings": settings}
+    user = {"id": VMESS_ID, "alterId": 0, "security": "auto"}
+    vnext = [{"address": server, "port": server_port, "users": [user]}]
+    outbound = {"protocol": "vmess", "settings": {"vnext": vnext}}
+    return v2ray_process(client, work, inbound, outbound, host=host, port=port)
+
+
+def v2ray_process(
+    namespace: Namespace, work: Path, inbound: dict[str, Any], *outbounds: dict[str, Any], host: str, port: int
+) -> AbstractContextManager[None]:
+    """V2Ray with one inbound; the first outbound is the default."""
+    config = {"log": {"loglevel": "warning"}, "inbounds": [inbound], "outbounds": outbounds}
+    path = work / f"v2ray-{host}-{port}.json"
     path.write_bytes(msgspec.json.encode(config))
-    return _daemon(internet, [needs("v2ray", "v2ray"), "-config", str(path)], host=host, port=port)
+    return _daemon(namespace, [needs("v2ray", "v2ray"), "-config", str(path)], host=host, port=port)
 
 
 _TINYPROXY = """

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from engine.loop_guard.proxies import Endpoint, LocalProxies, dynamic_forwards
-from engine.processes import FlowTuple, Socket, open_process_table
+from engine.processes import Socket, open_process_table
 from engine.processes.finder import ProcessFinder
 from shared.metrics import CELLS
+from shared.rules.flow import Ends
 
 LOOPBACK = socket.inet_aton("127.0.0.1")
 
@@ -98,12 +99,12 @@ class Bed:
 
     def socket(self, port: int) -> Socket:
         """The socket that has opened a connection from `port` to the target."""
-        found = self.finder.table.find(FlowTuple("tcp", LOOPBACK, port, LOOPBACK, self.target))
+        found = self.finder.table.find(Ends("tcp", LOOPBACK, port, LOOPBACK, self.target))
         assert found is not None
         return found
 
     async def owns(self, port: int) -> bool:
-        return await self.proxies.owns(self.socket(port))
+        return await self.proxies.owner(self.socket(port)) is not None
 
 
 def run(target: socket.socket, port: int, body: Callable[[Bed], Coroutine[Any, Any, None]]) -> None:

@@ -6,10 +6,11 @@ import socket
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
-from engine.processes import FlowTuple, Holder, open_process_table
+from engine.processes import Holder, open_process_table
 from engine.processes.finder import WAITING_MAX, ProcessFinder
 from engine.processes.linux import LinuxProcessTable
 from shared.metrics import CELLS, Cell
+from shared.rules.flow import Ends
 from tests.engine.processes.test_linux import ELSEWHERE, LOOPBACK, flow_of, inode_of
 
 
@@ -86,7 +87,7 @@ def test_socket_that_went_to_another_descriptor_is_looked_for_again() -> None:
 def test_flow_without_socket_here_has_nothing() -> None:
     async def body(finder: ProcessFinder, table: CountingTable, counters: list[int]) -> None:
         for network in "tcp", "udp":
-            process = await finder.find(FlowTuple(network, ELSEWHERE, 1, LOOPBACK[4], 2))  # type: ignore[arg-type]
+            process = await finder.find(Ends(network, ELSEWHERE, 1, LOOPBACK[4], 2))  # type: ignore[arg-type]
             assert process.pid is None and process.uid is None
         assert counters[Cell.PROCESS_UNKNOWN] == 2
         assert table.walks == []

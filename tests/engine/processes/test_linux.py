@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.processes import FlowTuple, Network, ProcessTable, open_process_table, proc
+from engine.processes import Network, ProcessTable, open_process_table, proc
+from shared.rules.flow import Ends
 from tests.support.netns import wait_until
 
 LOOPBACK = {4: socket.inet_aton("127.0.0.1"), 6: socket.inet_pton(socket.AF_INET6, "::1")}
@@ -33,9 +34,9 @@ def packed(sock: socket.socket, end: tuple[str, int]) -> tuple[bytes, int]:
     return (address[12:] if address.startswith(bytes(10) + b"\xff\xff") else address), end[1]
 
 
-def flow_of(sock: socket.socket, network: Network) -> FlowTuple:
+def flow_of(sock: socket.socket, network: Network) -> Ends:
     """The flow of a connected socket."""
-    return FlowTuple(network, *packed(sock, sock.getsockname()[:2]), *packed(sock, sock.getpeername()[:2]))
+    return Ends(network, *packed(sock, sock.getsockname()[:2]), *packed(sock, sock.getpeername()[:2]))
 
 
 @pytest.mark.parametrize(
@@ -54,14 +55,14 @@ def test_tcp_flow_has_exactly_its_own_socket(
         found = table.find(flow)
         assert found is not None
         assert (found.inode, found.uid) == (inode_of(app), os.getuid())
-        other = FlowTuple("tcp", flow.source, flow.source_port, ELSEWHERE, flow.destination_port)
+        other = Ends("tcp", flow.source, flow.source_port, ELSEWHERE, flow.destination_port)
         assert table.find(other) is None
 
 
 def test_listener_of_the_source_port_is_no_owner(table: ProcessTable) -> None:
     """The kernel would answer with it: it is what a packet to that port would reach."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        flow = FlowTuple("tcp", LOOPBACK[4], server.getsockname()[1], ELSEWHERE, 443)
+        flow = Ends("tcp", LOOPBACK[4], server.getsockname()[1], ELSEWHERE, 443)
         assert table.find(flow) is None
 
 
@@ -92,7 +93,7 @@ def test_unconnected_udp_socket_is_found_for_any_destination(
         app.bind((bind, 0))
         port = app.getsockname()[1]
         destination = ELSEWHERE if version == 4 else socket.inet_pton(socket.AF_INET6, "2001:db8::10")
-        flow = FlowTuple("udp", LOOPBACK[version], port, destination, 53)
+        flow = Ends("udp", LOOPBACK[version], port, destination, 53)
         found = table.find(flow)
         assert found is not None and found.inode == inode_of(app)
         assert table.search(flow) == found
@@ -102,7 +103,7 @@ def test_udp_socket_connected_elsewhere_is_no_owner(table: ProcessTable) -> None
     """A dump filters by the port alone: the answer must be compared (sing-box#4501)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as app:
         app.connect(("127.0.0.1", 9))
-        flow = FlowTuple("udp", LOOPBACK[4], app.getsockname()[1], ELSEWHERE, 53)
+        flow = Ends("udp", LOOPBACK[4], app.getsockname()[1], ELSEWHERE, 53)
         assert table.find(flow) is None
         assert table.search(flow) is None
         own = flow_of(app, "udp")

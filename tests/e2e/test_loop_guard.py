@@ -1,0 +1,126 @@
+"""A proxy on the machine itself, with no rule that lets it out: its own traffic must not be carried to itself.
+
+client: application ── tun ── engine ── 127.0.0.1:1080 v2ray ── vmess ──► internet: v2ray server at SERVER ── target
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.engine import Engine, running_engine
+from tests.support.netns import CLIENT_V4, CLIENT_V6, OTHER_TARGET_V4, TARGET_V4, TARGET_V6, Topology, wait_until
+from tests.support.sockets import flow, listening, udp_socket
+from tests.support.upstreams import targets, v2ray_process, vmess_client, vmess_server
+
+pytestmark = pytest.mark.e2e
+
+SERVER = OTHER_TARGET_V4
+SECOND_SERVER = "198.51.100.20"
+PROXY = "socks5://127.0.0.1:1080"
+
+
+@pytest.fixture
+def servers(net: Topology, tmp_path: Path) -> Iterator[None]:
+    """The vmess server, and targets for UDP."""
+    with vmess_server(net.internet, tmp_path, host=SERVER), targets(net.internet):
+        yield
+
+
+def assert_carried(net: Topology) -> None:
+    """TCP and UDP reach the target through the vmess server: the target sees it, and not the client."""
+    for host in TARGET_V4, TARGET_V6:
+        with listening(net, host) as server:
+            app, peer = flow(net, server)
+            with app, peer:
+                assert peer.getpeername()[0] not in (CLIENT_V4, CLIENT_V6)
+                app.sendall(b"hello")
+                assert peer.recv(100) == b"hello"
+                peer.sendall(b"back")
+                assert app.recv(100) == b"back"
+    with udp_socket(net.client, "0.0.0.0") as sock:
+        sock.connect((TARGET_V4, 7))
+        sock.send(b"datagram")
+        assert sock.recv(100) == b"datagram"
+
+
+def device(net: Topology, host: str) -> str:
+    return str(net.client.route_to(host)["dev"])
+
+
+def carried(engine: Engine) -> int:
+    return sum(worker.tcp_opened for worker in engine.status().workers)
+
+
+@pytest.mark.usefixtures("servers")
+def test_proxy_of_the_machine_is_let_out_and_its_server_routed_around_the_tun(
+    net: Topology, tmp_path: Path, run_dir: Path
+) -> None:
+    with vmess_client(net.client, tmp_path, server=SERVER), running_engine(net.client, run_dir, proxy=PROXY) as engine:
+        wait_until(lambda: "the proxy at 127.0.0.1 port 1080 is v2ray (pid " in engine.log)
+        assert device(net, SERVER) == "tun0"
+        assert_carried(net)
+        wait_until(lambda: device(net, SERVER) == "uplink", what="the route around the tun")
+        assert device(net, TARGET_V4) == "tun0"
+        assert f"{SERVER} is a server of the proxy on this machine" in engine.log
+        before = carried(engine)
+        assert_carried(net)
+        assert carried(engine) - before == 2, "the proxy's own connections come to us no more"
+
+
+@pytest.mark.usefixtures("servers")
+def test_proxy_may_start_later_restart_and_change_its_server(net: Topology, tmp_path: Path, run_dir: Path) -> None:
+    net.internet.run("ip", "addr", "add", f"{SECOND_SERVER}/32", "dev", "lo")
+    with running_engine(net.client, run_dir, proxy=PROXY) as engine:
+        wait_until(lambda: "the proxy on this machine is not running (yet)" in engine.log)
+        with listening(net, TARGET_V4) as server, pytest.raises(OSError, match="unreachable"):
+            flow(net, server)
+        for _ in range(2):
+            with vmess_client(net.client, tmp_path, server=SERVER):
+                assert_carried(net)
+        wait_until(lambda: device(net, SERVER) == "uplink", what="the route around the tun")
+        with (
+            vmess_server(net.internet, tmp_path, host=SECOND_SERVER),
+            vmess_client(net.client, tmp_path, server=SECOND_SERVER),
+        ):
+            assert device(net, SECOND_SERVER) == "tun0"
+            assert_carried(net)
+            wait_until(lambda: device(net, SECOND_SERVER) == "uplink", what="the route around the tun")
+
+
+def test_what_the_proxy_sends_out_directly_is_let_out_for_this_flow_alone(
+    net: Topology, tmp_path: Path, run_dir: Path
+) -> None:
+    """V2Ray's own rules may say `direct`: then it opens the application's connection itself, to the same address."""
+    inbound = {"listen": "127.0.0.1", "port": 1080, "protocol": "socks", "settings": {"udp": True, "ip": "127.0.0.1"}}
+    with (
+        targets(net.internet),
+        v2ray_process(net.client, tmp_path, inbound, {"protocol": "freedom"}, host="127.0.0.1", port=1080),
+        running_engine(net.client, run_dir, proxy=PROXY) as engine,
+    ):
+        for host in TARGET_V4, TARGET_V6, TARGET_V4:
+            with listening(net, host) as server:
+                app, peer = flow(net, server)
+                with app, peer:
+                    assert peer.getpeername()[0] in (CLIENT_V4, CLIENT_V6)
+                    app.sendall(b"hello")
+                    assert peer.recv(100) == b"hello"
+        for _ in range(3):
+            with udp_socket(net.client, "0.0.0.0") as sock:
+                sock.connect((TARGET_V4, 7))
+                sock.send(b"datagram")
+                assert sock.recv(100) == b"datagram"
+        assert device(net, TARGET_V4) == "tun0" and device(net, TARGET_V6) == "tun0"
+        assert "is a server of the proxy" not in engine.log
+        assert carried(engine) == 6, "each once from the application, and once from the proxy"
+
+
+@pytest.mark.usefixtures("servers")
+def test_others_of_the_proxys_user_are_not_let_out(net: Topology, tmp_path: Path, run_dir: Path) -> None:
+    """Proxy and applications run as the same user here, as on every desktop."""
+    with vmess_client(net.client, tmp_path, server=SERVER), running_engine(net.client, run_dir, proxy=PROXY):
+        for _ in range(5):
+            with listening(net, TARGET_V4) as server:
+                app, peer = flow(net, server)
+                with app, peer:
+                    assert peer.getpeername()[0] != CLIENT_V4
