@@ -21,6 +21,7 @@ from time import monotonic
 
 import msgspec
 
+from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
 from engine.config.resolve import upstream_addresses
 from engine.control import ControlServer
@@ -48,6 +49,8 @@ from shared.pool import Pool, PoolLayout
 __all__ = ["EngineFailed", "StartOptions", "run_engine"]
 
 log = logging.getLogger(__name__)
+ready_log = logging.getLogger("engine.ready")
+"""Of the one line that says that packets flow: `engine start` prints it whatever the level of the log is."""
 
 WORKER_UID = 60922
 """Numeric user of the workers, in a range that systemd leaves unused (60578 to 61183); it needs no account. Their sockets
@@ -77,6 +80,8 @@ class StartOptions:
     """The user's file, or what stands for one; the command line's options are in it, names are resolved."""
     workers: int
     run_dir: Path
+    command_line: CommandLine | None = None
+    """What `config` was made of, and what a reload makes it of anew."""
     tun: TunDevice | None = None
     """One that stands ready in a namespace of its own (engine/run): nothing of this machine's network is changed."""
 
@@ -160,7 +165,7 @@ class _Master:
         undo.push_async_callback(server.stop)
 
         offload = "+".join(self.tun.features) or "no offload"
-        log.info(
+        ready_log.info(
             "ready: %s carries all traffic to %s with %d workers (mtu %d, %s)",
             self.tun.name, self.destination, options.workers, self.tun.mtu, offload,
         )  # fmt: skip

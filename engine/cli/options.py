@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -9,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from engine.config.model import EngineConfig
+    from engine.config.problems import ConfigError
 
 __all__ = [
     "DEFAULT_RUN_DIR",
@@ -23,6 +25,7 @@ __all__ = [
     "fail",
     "load_files",
     "need_root",
+    "refuse",
 ]
 
 FAILED, USAGE, NOT_PERMITTED = 1, 2, 3
@@ -42,7 +45,7 @@ ConfigFiles = Annotated[
 ]
 
 
-def load_files(paths: list[Path]) -> "EngineConfig":
+def load_files(paths: Iterable[Path]) -> "EngineConfig":
     """Return the configuration that files describe; exit 2 with all of its errors and warnings."""
     from engine.config.load import expand, load
     from engine.config.problems import ConfigError
@@ -52,10 +55,15 @@ def load_files(paths: list[Path]) -> "EngineConfig":
     except OSError as error:
         fail(USAGE, f"-c {error.filename}: {error.strerror}")
     except ConfigError as error:
-        for line in sorted((*error.errors, *error.warnings)):
-            print(line, file=sys.stderr)
-        count = len(error.errors)
-        fail(USAGE, f"{count} error{'s' if count > 1 else ''}: the configuration cannot be used")
+        refuse(error)
+
+
+def refuse(error: "ConfigError") -> NoReturn:
+    """Print what is wrong with files, in their order, and exit 2."""
+    for line in sorted((*error.errors, *error.warnings)):
+        print(line, file=sys.stderr)
+    count = len(error.errors)
+    fail(USAGE, f"{count} error{'s' if count > 1 else ''}: the configuration cannot be used")
 
 
 def cores() -> int:

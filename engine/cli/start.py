@@ -2,11 +2,9 @@
 
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import msgspec
 import typer
 
 from engine.cli.discover import discovered_proxy
@@ -21,10 +19,12 @@ from engine.cli.options import (
     fail,
     load_files,
     need_root,
+    refuse,
 )
+from shared.log import configure_logging
 
 if TYPE_CHECKING:
-    from engine.http import HttpOptions
+    from engine.config.effective import CommandLine
 
 __all__ = ["start"]
 
@@ -82,73 +82,77 @@ def start(
     ] = None,
 ) -> None:
     """Carry all traffic to the proxy until Ctrl-C or `engine stop`, then put everything back."""
-    from engine.config.model import LogConfig
-    from engine.config.named_proxy import for_proxy, with_proxy
-    from engine.config.resolve import ResolveError, resolve
-    from engine.http.listen import SECRET_VARIABLE, ListenError
-    from engine.netconf import NetworkError
+    from engine.config.effective import CommandLine
+    from engine.http.listen import SECRET_VARIABLE
     from engine.netns import NetnsError, enter_netns
     from engine.proxy_url import ProxyUrlError, parse_proxy_url
-    from engine.run_dir import RunDirError
-    from engine.supervisor import WorkerFailed
-    from engine.tun import TunError
 
     try:
         named = parse_proxy_url(proxy) if proxy is not None else None
     except ProxyUrlError as error:
         fail(USAGE, str(error))
-    if config and os.geteuid() != 0:
-        load_files(config)  # what is wrong with them is told also to those who may not start an engine
+    files = tuple(config or ())
+    if files and os.geteuid() != 0:
+        load_files(files)  # what is wrong with them is told also to those who may not start an engine
     need_root("engine start", "opens a tun device and changes routes")
-
-    import uvloop
-
-    from engine.master import EngineFailed, StartOptions, run_engine
-    from shared.log import configure_logging
-
     try:
         if netns is not None:
             enter_netns(netns)
-        loaded = load_files(config) if config else None
-        log_options = LogConfig() if loaded is None else loaded.log
-        log_options = LogConfig(
-            level=log_level or log_options.level, format=log_format or log_options.format, output=log_options.output
-        )
-        if log_options.output is not None:
-            log_to_file(log_options.output)
-        configure_logging(log_options.level, log_options.format, name="master")
-        if loaded is None:
-            chosen = for_proxy(named or discovered_proxy("engine start"))
-        else:
-            for warning in loaded.warnings:
-                log.warning("%s", warning.replace(": warning: ", ": ", 1))
-            chosen = loaded if named is None else with_proxy(loaded, named)
-        resolved, troubles = resolve(chosen)
-        for trouble in troubles:
-            log.warning("%s", trouble)
-        tun = msgspec.structs.replace(
-            resolved.tun,
-            interface_name=interface or resolved.tun.interface_name,
-            mtu=mtu or resolved.tun.mtu,
-            offload=offload or resolved.tun.offload,
-            auto_route=resolved.tun.auto_route and not no_auto_route,
-        )
-        if (kill_switch or resolved.kill_switch) and not tun.auto_route:
-            fail(USAGE, "the kill switch needs the routes: leave --no-auto-route out, or write auto_route: true")
-        whole = msgspec.structs.replace(
-            resolved,
-            tun=tun,
-            log=log_options,
-            kill_switch=kill_switch or resolved.kill_switch,
-            http=http_options(metrics, resolved.http, os.environ.pop(SECRET_VARIABLE, "")),  # no child is to inherit it
-        )
+    except NetnsError as error:
+        fail(USAGE, str(error))
+    if not files and named is None:
+        configure_logging(log_level or "info", log_format or "text", name="master")
+        named = discovered_proxy("engine start")
+    line = CommandLine(
+        files=files,
+        proxy=named,
+        interface=interface,
+        mtu=mtu,
+        auto_route=not no_auto_route,
+        offload=offload,
+        kill_switch=kill_switch,
+        metrics=metrics,
+        secret=os.environ.pop(SECRET_VARIABLE, ""),  # no child is to inherit it
+        log_level=log_level,
+        log_format=log_format,
+    )
+    run_until_stopped(line, workers=workers, run_dir=run_dir)
+
+
+def run_until_stopped(line: "CommandLine", *, workers: int | None, run_dir: Path | None) -> None:
+    """Make the configuration in force, run, and turn every failure into its sentence and exit code."""
+    import uvloop
+
+    from engine.config.effective import UsageError, effective
+    from engine.config.problems import ConfigError
+    from engine.config.resolve import ResolveError
+    from engine.http.listen import ListenError
+    from engine.master import EngineFailed, StartOptions, run_engine
+    from engine.netconf import NetworkError
+    from engine.run_dir import RunDirError
+    from engine.supervisor import WorkerFailed
+    from engine.tun import TunError
+
+    try:
+        config, remarks = effective(line)
+        if config.log.output is not None:
+            log_to_file(config.log.output)
+        configure_logging(config.log.level, config.log.format, name="master")
+        logging.getLogger("engine.ready").setLevel(logging.INFO)  # scripts wait for it, whatever the level
+        for remark in remarks:
+            log.warning("%s", remark)
         options = StartOptions(
-            config=whole,
-            workers=workers or whole.workers or cores(),
-            run_dir=(run_dir or Path(whole.run_dir or DEFAULT_RUN_DIR)).absolute(),
+            config=config,
+            workers=workers or config.workers or cores(),
+            run_dir=(run_dir or Path(config.run_dir or DEFAULT_RUN_DIR)).absolute(),
+            command_line=line,
         )
         uvloop.run(run_engine(options))
-    except (ProxyUrlError, NetnsError, ListenError, ResolveError) as error:
+    except ConfigError as error:
+        refuse(error)
+    except OSError as error:
+        fail(USAGE, f"-c {error.filename}: {error.strerror}")
+    except (ListenError, ResolveError, UsageError) as error:
         fail(USAGE, str(error))
     except (TunError, NetworkError) as error:
         fail(NOT_PERMITTED if error.not_permitted else FAILED, str(error))
@@ -164,15 +168,3 @@ def log_to_file(path: str) -> None:
         fail(USAGE, f"log.output: {path} cannot be written: {error.strerror}")
     os.dup2(target, 2)
     os.close(target)
-
-
-def http_options(metrics: str | None, of_file: "HttpOptions | None", secret: str) -> "HttpOptions | None":
-    """Return what is served where: --metrics comes before the file's engine.metrics, the environment's secret before its own."""
-    from engine.http.listen import metrics_options
-
-    if metrics is None:
-        return replace(of_file, secret=secret or of_file.secret) if of_file is not None else None
-    named = metrics_options(metrics, secret=secret or (of_file.secret if of_file is not None else ""))
-    if named is None or of_file is None or not of_file.is_named:
-        return named
-    return replace(of_file, addresses=tuple(dict.fromkeys((*named.addresses, *of_file.addresses))), secret=named.secret)

@@ -14,15 +14,14 @@ from engine.config.importers.tree import each, text_of, whole_number
 
 __all__ = ["import_clash"]
 
-LOG_LEVELS = {"debug": "debug", "info": "info", "warning": "warn", "error": "error", "silent": "error"}
 _LEGACY = {"proxy": "proxies", "proxy group": "proxy-groups", "proxy-group": "proxy-groups", "rule": "rules"}
 """Keys of 2019 (`Proxy`, `Proxy Group`, `Rule`), as they are after folding."""
 _READ = {
     "port", "socks-port", "mixed-port", "listeners", "authentication", "skip-auth-prefixes", "allow-lan", "bind-address", "mode",
-    "log-level", "ipv6", "proxies", "proxy-groups", "proxy-providers", "rules", "dns", "hosts", "tun", "rule-providers",
+    "ipv6", "proxies", "proxy-groups", "proxy-providers", "rules", "dns", "hosts", "tun", "rule-providers",
 }  # fmt: skip
-_SILENT = {
-    "redir-port", "tproxy-port", "external-controller", "external-controller-tls", "external-controller-unix",
+_CORE = {
+    "log-level", "redir-port", "tproxy-port", "external-controller", "external-controller-tls", "external-controller-unix",
     "external-controller-pipe", "external-controller-cors", "external-controller-routing-mark", "external-doh-server",
     "external-ui", "external-ui-name", "external-ui-url", "secret", "profile", "unified-delay", "tcp-concurrent",
     "global-client-fingerprint", "global-ua", "geodata-mode", "geox-url", "geodata-loader", "geo-auto-update",
@@ -45,8 +44,6 @@ def import_clash(tree: Object, draft: Draft) -> None:
         return
     _local_port(tree, draft)
     _servers(tree, draft)
-    if text_of(tree, "log-level") in LOG_LEVELS:
-        draft.log_level = LOG_LEVELS[text_of(tree, "log-level")]
     _dns(tree, draft)
     tun = tree.get("tun")
     if isinstance(tun, Object) and tun.get("enable"):
@@ -61,9 +58,9 @@ def import_clash(tree: Object, draft: Draft) -> None:
     else:
         import_rules(tree, draft)
     for key in tree:
-        if key in _SILENT and tree[key]:
+        if key in _CORE and tree[key]:
             draft.leave(tree.key_at[key], f'"{key}" is not carried over: it belongs to Clash itself')
-        elif key not in _READ | _SILENT | _LEGACY.keys():
+        elif key not in _READ | _CORE | _LEGACY.keys():
             draft.leave(tree.key_at[key], f'"{key}" is not carried over: it is not known here')
 
 

@@ -15,16 +15,15 @@ from engine.config.importers.v2ray_rules import import_domains, import_rules
 
 __all__ = ["import_v2ray"]
 
-LOG_LEVELS = {"debug": "debug", "info": "info", "warning": "warn", "error": "error", "none": "error"}
 NO_UDP = (
     "UDP is switched off in this inbound: DNS goes over TCP, other datagrams are refused at once (settings.udp: true)"
 )
 _LEFT = {
-    "policy", "stats", "api", "transport", "reverse", "fakedns", "observatory", "burstobservatory", "metrics", "geodata",
+    "log", "policy", "stats", "api", "transport", "reverse", "fakedns", "observatory", "burstobservatory", "metrics", "geodata",
     "services", "browserforwarder", "env", "extension", "multiobservatory",
 }  # fmt: skip
 _READ = {
-    "inbounds", "inbound", "inbounddetour", "outbounds", "outbound", "outbounddetour", "routing", "router", "dns", "log",
+    "inbounds", "inbound", "inbounddetour", "outbounds", "outbound", "outbounddetour", "routing", "router", "dns",
     "remarks", "version", "port", "$schema", "other", "access", "error",
 }  # fmt: skip
 _SILENT_PROTOCOLS = {"freedom", "direct", "blackhole", "block", "dns", "loopback"}
@@ -41,7 +40,6 @@ def import_v2ray(tree: Object, draft: Draft) -> None:
         return
     tags = _import_inbounds(inbounds, draft)
     targets = _import_outbounds(outbounds, draft)
-    _import_log(tree, draft)
     _import_dns(tree, draft)
     import_rules(tree, tags, targets, draft)
     for key in tree:
@@ -153,16 +151,6 @@ def _has_udp(inbound: Object) -> bool:
 
 def _name(item: Object) -> str:
     return f'"{text_of(item, "tag")}"' if text_of(item, "tag") else "without tag"
-
-
-def _import_log(tree: Object, draft: Draft) -> None:
-    log = tree.get("log")
-    if not isinstance(log, Object):
-        return
-    draft.log_level = LOG_LEVELS.get(text_of(log, "loglevel").lower())
-    for key in ("access", "error"):
-        if text_of(log, key) not in ("", "none"):
-            draft.leave(log.value_at[key], f"log.{key} is not carried over: that file is V2Ray's")
 
 
 # Servers

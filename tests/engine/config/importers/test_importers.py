@@ -112,7 +112,7 @@ def test_jsonv5() -> None:
     assert {server.kind: (server.server, server.detour) for server in dns.servers} == {
         "udp": ("8.8.8.8", "proxy"), "tcp": ("198.51.100.53", None), "hosts": ("", None),
     }  # fmt: skip
-    assert {4, 13, 27, 30, 32} == set(left(result))
+    assert {2, 4, 13, 27, 30, 32} == set(left(result))
 
 
 def test_xray_flat() -> None:
