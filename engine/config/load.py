@@ -18,6 +18,8 @@ from engine.config.dialect import Array, DialectError, Object, decode_text, pars
 from engine.config.legacy import fold_keys, migrate
 from engine.config.model import CacheConfig, EngineConfig, LogConfig
 from engine.config.options.engine import StackOptions, UdpOptions
+from engine.config.options.outbound import HttpOptions as HttpProxyOptions
+from engine.config.options.outbound import SocksOptions
 from engine.config.options.route import ExperimentalOptions, FileOptions, LogOptions
 from engine.config.problems import Problems, Report, Sources
 from engine.config.rule_set.files import build_rule_sets
@@ -144,6 +146,7 @@ def _load(tree: Object, problems: Problems, machine: Machine, files: list[str]) 
     http = _http(options.experimental, engine.metrics, report)
     problems.raise_errors()
     _warn_of_unreachable(routes, problems, report)
+    _warn_of_open_secrets(options, report, machine)
     dns = _with_names(dns, routes, report)
     return EngineConfig(
         policy=Policy(outbounds=_default_first(outbounds.configs, outbounds.default), route=routes, dns=dns),
@@ -178,6 +181,21 @@ def _warn_of_unreachable(routes: RouteConfig, problems: Problems, report: Report
                 ("route", "rules", origins[rule.origin]),
                 f"no flow comes to this rule: the rule at {earlier.origin} takes all that it could match",
             )
+
+
+def _warn_of_open_secrets(options: FileOptions, report: Report, machine: Machine) -> None:
+    """Tell of passwords in files that every user can read."""
+    secrets = [
+        (*outbound.where, "password")
+        for outbound in options.outbounds
+        if isinstance(outbound, SocksOptions | HttpProxyOptions) and outbound.password
+    ]
+    if options.experimental.clash_api.secret:
+        secrets.append((*options.experimental.clash_api.where, "secret"))
+    for path in secrets:
+        file = report.origin(path).rsplit(":", 2)[0]
+        if machine.is_open(Path(file)):
+            report.warning(path, f"every user of this machine can read this: chmod 600 {file}", of_key=True)
 
 
 def _with_names(dns: DnsConfig, routes: RouteConfig, report: Report) -> DnsConfig:

@@ -1,6 +1,7 @@
 """What a configuration is checked against: the interfaces and files of this machine. An argument, so that loading is pure."""
 
 import socket
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,17 @@ class Machine:
     """Names of its network interfaces."""
     read: Callable[[Path], bytes]
     """Read a file; raises OSError."""
+    is_open: Callable[[Path], bool] = lambda path: False
+    """Whether every user of the machine can read a file."""
 
 
 def this_machine() -> Machine:
     """Return the machine (the network namespace) that this process is in."""
-    return Machine(frozenset(name for _, name in socket.if_nameindex()), Path.read_bytes)
+    return Machine(frozenset(name for _, name in socket.if_nameindex()), Path.read_bytes, _is_open)
+
+
+def _is_open(path: Path) -> bool:
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False

@@ -214,3 +214,13 @@ def test_a_proxy_without_file_takes_everything() -> None:
     assert [type(rule.action) for rule in config.policy.route.rules] == [HijackDns, HijackDns]
     assert config.policy.dns.servers[0].detour == "proxy"
     assert config.tun.auto_route and config.tun.dns_addresses == ("198.18.0.2", "fdfe:dcba:9876::2")
+
+
+def test_a_password_that_everybody_can_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(with_base(outbounds=[{**SOCKS, "username": "anna", "password": "s3cret"}]))
+    path.chmod(0o644)
+    (warning,) = load(path).warnings
+    assert warning.endswith(f"outbounds[0].password: every user of this machine can read this: chmod 600 {path}")
+    path.chmod(0o600)
+    assert load(path).warnings == ()

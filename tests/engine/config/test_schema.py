@@ -4,10 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import pytest
+
 from engine.config.decode import fields_of
 from engine.config.options.route import FileOptions
 from engine.config.schema import json_schema
 from shared.config import StackConfig, UdpConfig
+from tests.engine.config.conftest import BASE
+from tests.engine.config.test_legacy import ONE_FOURTEEN
+from tests.engine.config.test_route import MODERN
 
 FILE = Path(__file__).parents[3] / "docs" / "engine.schema.json"
 
@@ -49,3 +55,34 @@ def test_limits_of_the_workers_can_all_be_set() -> None:
     definitions = json.loads(json_schema())["$defs"]
     assert set(definitions["StackOptions"]["properties"]) == set(StackConfig.__struct_fields__) - {"mtu", "offload"}
     assert set(definitions["UdpOptions"]["properties"]) == set(UdpConfig.__struct_fields__) - {"idle_timeout"}
+
+
+VALID: list[Any] = [{}, ONE_FOURTEEN, {**BASE, **MODERN}, {"engine": {"workers": 3, "metrics": "off"}, "$schema": "x"}]
+INVALID: list[Any] = [
+    [],
+    {"outbound": []},
+    {"inbounds": [{"type": "tun", "mtu": "1500", "address": "10.0.0.1/30"}]},
+    {"inbounds": [{"type": "tun"}]},
+    {"outbounds": [{"type": "socks", "tag": "a"}]},
+    {"outbounds": [{"tag": "a"}]},
+    {"outbounds": [{"type": "vmess", "tag": "a"}]},
+    {"route": {"rules": [{"port": "53", "outbound": "a"}]}},
+    {"dns": {"servers": [{"type": "udp", "tag": "a", "server": "1.1.1.1", "detuor": "b"}]}},
+]
+
+
+def validator() -> jsonschema.Draft202012Validator:
+    schema = json.loads(json_schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("config", VALID, ids=lambda config: json.dumps(config)[:40])
+def test_editors_take_what_the_loader_takes(config: Any) -> None:
+    validator().validate(config)
+
+
+@pytest.mark.parametrize("config", INVALID, ids=json.dumps)
+def test_editors_refuse_what_the_loader_refuses(config: Any) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        validator().validate(config)
