@@ -21,10 +21,12 @@ from time import monotonic
 
 import msgspec
 
+from engine.answers import Answers
 from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
 from engine.config.resolve import upstream_addresses
 from engine.control import ControlServer
+from engine.groups import Groups
 from engine.heartbeat import Heartbeat
 from engine.http import HttpOptions
 from engine.http.listen import ListenError, listen
@@ -43,7 +45,7 @@ from engine.supervisor import Report, Supervisor, WorkerFailed
 from engine.tun import TunDevice, open_tun
 from engine.watchdog import CHECK_INTERVAL, Watchdog
 from shared.config import ProxyOutbound, WorkerConfig
-from shared.control import FindProcess, UdpSupport
+from shared.control import Delay, FindProcess, Flows, Measured, Reloaded, UdpSupport, Used
 from shared.pool import Pool, PoolLayout
 
 __all__ = ["EngineFailed", "StartOptions", "run_engine"]
@@ -103,6 +105,8 @@ class _Master:
     network: Network
     owners: FlowOwners
     supervisor: Supervisor
+    groups: Groups
+    answers: Answers
     ingress: Ingress
     inspector: Inspector
     limits: Limits
@@ -241,6 +245,8 @@ class _Master:
         )
         self.supervisor = Supervisor(config, pool=self.pool, tun_fd=self.tun.fd, on_report=self._on_report)
         undo.push_async_callback(self.supervisor.stop)
+        self.groups = Groups(self.supervisor, config.policy)
+        self.answers = Answers(self.supervisor)
         await self.supervisor.start()
 
     def _start_ingress(self, undo: AsyncExitStack) -> None:
@@ -319,10 +325,17 @@ class _Master:
         self.stopped.set()
 
     def _on_report(self, worker: int, report: Report) -> None:
-        if isinstance(report, UdpSupport):
-            self._on_udp_support(report.supported, report.reason)
-        elif isinstance(report, FindProcess):
-            self.owners.answer(worker, report)
+        match report:
+            case UdpSupport():
+                self._on_udp_support(report.supported, report.reason)
+            case Measured():
+                self.groups.on_measured(worker, report)
+            case Used():
+                self.groups.on_used(worker, report)
+            case Flows() | Delay() | Reloaded():
+                self.answers.on_answer(worker, report)
+            case FindProcess():
+                self.owners.answer(worker, report)
 
     def _on_udp_support(self, supported: bool, reason: str) -> None:
         state = "yes" if supported else f"no: {reason}"

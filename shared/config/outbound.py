@@ -108,6 +108,8 @@ class UrltestOutbound(msgspec.Struct, frozen=True, kw_only=True, tag="urltest"):
     idle_timeout: float = 1800.0
     """Seconds without a new flow after which no more tests are made."""
     interrupt_exist_connections: bool = False
+    default: str | None = None
+    """Used until it is tested; None: the first member."""
 
 
 class FallbackOutbound(msgspec.Struct, frozen=True, kw_only=True, tag="fallback"):

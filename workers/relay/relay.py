@@ -136,8 +136,9 @@ class Relay:
 
     def _interrupt(self, group: ChosenMember) -> None:
         if group.interrupts:
-            self._tcp.close_those(lambda facts: group in facts.trail)
-            self._udp.close_those(lambda facts: group in facts.trail)
+            # By its tag: a reload may have made the group anew since.
+            self._tcp.close_those(lambda facts: any(taken.tag == group.tag for taken in facts.trail))
+            self._udp.close_those(lambda facts: any(taken.tag == group.tag for taken in facts.trail))
 
     def close_flow(self, number: int | None) -> None:
         """Reset one flow, or all."""

@@ -36,9 +36,8 @@ class Urltest(ChosenMember):
         on_used: Callable[[str], object],
         on_measured: Callable[["Urltest", dict[str, float | None], bool], None],
     ) -> None:
-        super().__init__(
-            config.tag, "urltest", cells, members, members[0], interrupts=config.interrupt_exist_connections
-        )
+        chosen = next((member for member in members if member.tag == config.default), members[0])
+        super().__init__(config.tag, "urltest", cells, members, chosen, interrupts=config.interrupt_exist_connections)
         self._config = config
         self._loop = loop
         self._measures = measures

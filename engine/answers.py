@@ -1,0 +1,96 @@
+"""Questions to the workers, and their answers put together."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from engine.supervisor import Supervisor
+from shared.config import Policy
+from shared.control import Delay, Flows, FlowView, ListFlows, Reload, Reloaded, TestDelay
+
+__all__ = ["Answers"]
+
+TIMEOUT = 5.0
+"""Seconds for all workers to answer; what one has not said by then is not waited for."""
+
+Answer = Flows | Delay | Reloaded
+
+
+@dataclass
+class _Question:
+    """One question under way."""
+
+    waiting: set[int]
+    """Workers that have not (or not wholly) answered."""
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    answers: list[tuple[int, Answer]] = field(default_factory=list)
+
+
+class Answers:
+    """Give it the workers' reports that are answers."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._numbers = count(1)
+        self._questions: dict[int, _Question] = {}
+
+    def on_answer(self, worker: int, answer: Answer) -> None:
+        """A worker has answered; too late is too late."""
+        question = self._questions.get(answer.id)
+        if question is None or worker not in question.waiting:
+            return
+        question.answers.append((worker, answer))
+        if not isinstance(answer, Flows) or answer.last:
+            question.waiting.discard(worker)
+            if not question.waiting:
+                question.done.set()
+
+    async def flows(self) -> list[tuple[int, FlowView]]:
+        """Return all live flows, each with the number of its worker."""
+        answers = await self._ask(lambda number: self._supervisor.send_all(ListFlows(number)), TIMEOUT)
+        return [(worker, view) for worker, answer in answers if isinstance(answer, Flows) for view in answer.flows]
+
+    async def test_delay(self, outbound: str, url: str, timeout: float) -> Delay:
+        """Fetch `url` through an outbound, in one worker; return how long that took, or why it failed."""
+
+        def ask(number: int) -> list[int]:
+            question = TestDelay(number, outbound, url, timeout)
+            for worker in self._supervisor.workers:
+                if self._supervisor.send(worker.index, question):
+                    return [worker.index]
+            return []
+
+        for _, answer in await self._ask(ask, timeout + TIMEOUT):
+            if isinstance(answer, Delay):
+                return answer
+        return Delay(0, None, "no worker answered")
+
+    async def reload(self, policy: Policy) -> dict[int, str | None]:
+        """Have all workers follow `policy`; return what each has said: None for yes, else why not.
+
+        A worker that is missing in the answer was not running (it will start with what Supervisor.set_policy says), or has
+        not answered.
+        """
+        answers = await self._ask(lambda number: self._supervisor.send_all(Reload(number, policy)), TIMEOUT)
+        return {worker: answer.error for worker, answer in answers if isinstance(answer, Reloaded)}
+
+    async def _ask(self, send: Callable[[int], list[int]], timeout: float) -> list[tuple[int, Answer]]:
+        """Send a question with a new number; `send` returns whom. Returns what has come when all have answered, or in time."""
+        number = next(self._numbers)
+        question = self._questions[number] = _Question(set())
+        try:
+            question.waiting |= set(send(number))
+            if question.waiting:
+                await _in_time(question.done.wait(), timeout)
+        finally:
+            del self._questions[number]
+        return question.answers
+
+
+async def _in_time(waiting: Awaitable[object], timeout: float) -> None:
+    try:
+        async with asyncio.timeout(timeout):
+            await waiting
+    except TimeoutError:
+        pass

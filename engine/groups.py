@@ -1,0 +1,97 @@
+"""What groups of outbounds use now: chosen by the user, or measured by worker 0. All workers are told, now or when they start."""
+
+import logging
+from collections.abc import Mapping
+from time import time
+
+import msgspec
+
+from engine.supervisor import Supervisor
+from shared.config import OutboundConfig, Policy, SelectorOutbound, UrltestOutbound
+from shared.control import Measured, Select, Used
+
+__all__ = ["Groups", "NoSuchMember"]
+
+log = logging.getLogger(__name__)
+
+MEASURING_WORKER = 0
+
+
+class NoSuchMember(Exception):
+    """The group does not exist, is not the user's to choose, or has no such member; one sentence for the user."""
+
+
+class Groups:
+    """The groups of the policy in force. Give it the workers' reports."""
+
+    def __init__(self, supervisor: Supervisor, policy: Policy) -> None:
+        self._supervisor = supervisor
+        self._policy = policy
+        self._chosen: dict[str, str] = {}
+        self.delays: dict[str, float | None] = {}
+        """Tag of an outbound -> seconds of its last test; None: it failed."""
+        self.measured_at: dict[str, float] = {}
+        """Tag of a urltest group -> Unix time of its last tests."""
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force, with the choices in it."""
+        return msgspec.structs.replace(self._policy, outbounds=tuple(map(self._with_choice, self._policy.outbounds)))
+
+    def load(self, policy: Policy) -> Policy:
+        """Another policy comes into force: return it with the choices that it still allows."""
+        self._policy = policy
+        members = {outbound.tag: _members(outbound) for outbound in policy.outbounds}
+        self._chosen = {tag: member for tag, member in self._chosen.items() if member in members.get(tag, ())}
+        return self.policy
+
+    def chosen(self) -> Mapping[str, str]:
+        """What each selector and urltest group uses, by tag."""
+        return {
+            outbound.tag: self._chosen.get(outbound.tag) or _first(outbound)
+            for outbound in self._policy.outbounds
+            if isinstance(outbound, SelectorOutbound | UrltestOutbound)
+        }
+
+    def select(self, group: str, member: str) -> None:
+        """Use `member` of a selector from now on. Raises NoSuchMember."""
+        found = next((outbound for outbound in self._policy.outbounds if outbound.tag == group), None)
+        if not isinstance(found, SelectorOutbound):
+            raise NoSuchMember(f"there is no selector {group}")
+        if member not in found.outbounds:
+            raise NoSuchMember(f"{group} has no member {member}, but {', '.join(found.outbounds)}")
+        log.info("%s uses %s", group, member)
+        self._take(group, member)
+
+    def on_used(self, worker: int, report: Used) -> None:
+        """A worker's flows take a urltest group: the one that measures it must know."""
+        if worker != MEASURING_WORKER:
+            self._supervisor.send(MEASURING_WORKER, report)
+
+    def on_measured(self, worker: int, report: Measured) -> None:
+        """A urltest group was tested."""
+        if worker != MEASURING_WORKER:
+            return
+        self.delays |= report.delays
+        self.measured_at[report.group] = time()
+        if self._chosen.get(report.group) != report.member:
+            self._take(report.group, report.member)
+
+    def _take(self, group: str, member: str) -> None:
+        self._chosen[group] = member
+        self._supervisor.set_policy(self.policy)
+        self._supervisor.send_all(Select(group, member))
+
+    def _with_choice(self, outbound: OutboundConfig) -> OutboundConfig:
+        chosen = self._chosen.get(outbound.tag)
+        if chosen is None or not isinstance(outbound, SelectorOutbound | UrltestOutbound):
+            return outbound
+        return msgspec.structs.replace(outbound, default=chosen)
+
+
+def _members(outbound: OutboundConfig) -> tuple[str, ...]:
+    return outbound.outbounds if isinstance(outbound, SelectorOutbound | UrltestOutbound) else ()
+
+
+def _first(outbound: SelectorOutbound | UrltestOutbound) -> str:
+    return outbound.default or outbound.outbounds[0]
