@@ -110,6 +110,10 @@ def _captures(fate: Rule, end: int) -> list[Rule]:
     forwarded = rule(3, iif="lo", invert=True)
     if fate.family == 4:
         return [rule(0, source="0.0.0.0/32", iif="lo"), forwarded]
+    if fate.unreachable:
+        # A connect whose look-up without source fails is looked up again with one (ip6_dst_lookup_tail): it would leave.
+        # So the family is closed to replies from here as well; sing-box's strict_route does the same.
+        return [rule(2, iif="lo"), forwarded]
     # In IPv6 a rule with a source never matches a look-up without one (fib6_rule_match), so that `from ::/128` would
     # not do. The two halves together match every look-up that has a source; what is left has none.
     return [

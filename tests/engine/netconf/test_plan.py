@@ -183,8 +183,6 @@ def test_strict_closes_the_family_without_address() -> None:
         Rule(family=6, priority=9000, uid=990, goto=9012),
         Rule(family=6, priority=9002, iif="tun0", goto=9012),
         Rule(family=6, priority=9006, table=254, suppress_prefix_length=0),
-        Rule(family=6, priority=9008, source="::/1", iif="lo", goto=9012),
-        Rule(family=6, priority=9009, source="8000::/1", iif="lo", goto=9012),
         Rule(family=6, priority=9010, iif="lo", unreachable=True),
         Rule(family=6, priority=9011, iif="lo", invert=True, unreachable=True),
     ]
