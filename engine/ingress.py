@@ -13,11 +13,13 @@ outside can aim flows at one worker. It is salted as well, for the case that it 
 """
 
 import os
+from collections.abc import Callable
 from struct import Struct
 from time import monotonic
 
 from engine.flow import Fragment, Malformed, flow_key
 from engine.fragments import Reassembler
+from engine.tun import ReadPacket
 from shared.metrics import Cell, Counters
 from shared.pool import Pool
 from shared.ring import INLINE_MAX, Ring
@@ -62,16 +64,33 @@ class Shard:
 
 
 class Ingress:
-    """Reads the tun and hands packets to `shards`. `counters` is the master's row of the shared counters."""
+    """Reads the tun and hands packets to `shards`. `counters` is the master's row of the shared counters.
 
-    def __init__(self, tun_fd: int, pool: Pool, shards: list[Shard], counters: Counters, *, virtio: bool) -> None:
+    `header_len`, `read` and `kept` are those of engine.tun.TunDevice.
+    """
+
+    def __init__(
+        self,
+        tun_fd: int,
+        pool: Pool,
+        shards: list[Shard],
+        counters: Counters,
+        *,
+        header_len: int,
+        read: ReadPacket = os.readv,
+        kept: Callable[[], int] = int,
+    ) -> None:
         self._fd = tun_fd
+        self._read = read
+        self._kept = kept
         self._pool = pool
         self._shards = shards
         self._counters = counters
         self._reassembler = Reassembler()
         self._salt = os.urandom(8)
-        self._offset = 0 if virtio else HEADER_LEN  # without virtio header the packet goes behind a header of zeros
+        # Without virtio header the packet goes behind a header of zeros: a shorter header lies in the end of it, in fields
+        # that have no meaning while the flags are zero.
+        self._offset = HEADER_LEN - header_len
         # The last slot is never handed over: it takes what is read while the pool is empty.
         self._spare = pool.layout.slots - 1
         self._free = list(range(self._spare))[::-1]  # LIFO: the slot used last is the one still in the cache
@@ -99,15 +118,15 @@ class Ingress:
         """Dispatch what the tun has, at most BATCH packets. Raises OSError when the tun is gone (EBADFD)."""
         fd, targets, free, slots, shards = self._fd, self._targets, self._free, self._pool.slots, self._shards
         offset, salt, count = self._offset, self._salt, len(shards)
-        readv, ipv4, ipv6 = os.readv, _IPV4.unpack_from, _IPV6.unpack_from
+        read, ipv4, ipv6 = self._read, _IPV4.unpack_from, _IPV6.unpack_from
         packets = total = 0
         woken: set[int] = set()
         failure: OSError | None = None
         self._reclaim()
-        while packets < BATCH:
+        while packets < BATCH or self._kept():
             slot = free[-1] if free else self._spare
             try:
-                length = readv(fd, targets[slot]) + offset
+                length = read(fd, targets[slot]) + offset
             except BlockingIOError:
                 break
             except OSError as error:

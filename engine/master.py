@@ -239,6 +239,7 @@ class _Master:
             udp=msgspec.structs.replace(user.udp, max_associations=limits.associations),
             uid=WORKER_UID if own_user else None,
             mark=None if own_user or options.tun is not None else FWMARK,
+            header_len=self.tun.header_len,
             secret=secrets.token_bytes(16),
             log_level=user.log.level,
             log_format=user.log.format,
@@ -252,7 +253,13 @@ class _Master:
     def _start_ingress(self, undo: AsyncExitStack) -> None:
         shards = [self.supervisor.shard(i) for i in range(self.options.workers)]
         self.ingress = Ingress(
-            self.tun.fd, self.pool, shards, self.pool.counters[self.options.workers], virtio=self.tun.offload
+            self.tun.fd,
+            self.pool,
+            shards,
+            self.pool.counters[self.options.workers],
+            header_len=self.tun.header_len,
+            read=self.tun.read,
+            kept=self.tun.kept,
         )
         undo.callback(self.ingress.close)
         self.supervisor.ingress = self.ingress

@@ -20,6 +20,7 @@ from time import monotonic
 from shared.buffer import Buffer
 from shared.metrics import Cell, Counters, Histogram, observe
 from shared.ring import Ring
+from shared.wire.utun import FAMILY_LEN, family_of
 from shared.wire.virtio import HEADER_LEN
 from workers.stack.stack import Stack
 
@@ -49,7 +50,7 @@ class Link:
         slots: Sequence[memoryview],
         doorbell: int,
         tun_fd: int,
-        virtio: bool,
+        header_len: int,
         counters: Counters,
     ) -> None:
         self._loop = loop
@@ -58,7 +59,8 @@ class Link:
         self._slots = slots
         self._doorbell = doorbell
         self._tun_fd = tun_fd
-        self._virtio = virtio
+        self._virtio = header_len == HEADER_LEN
+        self._utun = header_len == FAMILY_LEN
         self._counters = counters
         self._looking = False
         self._looks_left = 0
@@ -179,6 +181,10 @@ class Link:
         try:
             if self._virtio:
                 self._bytes_out += os.writev(self._tun_fd, parts) - HEADER_LEN
+            elif self._utun:
+                family = family_of(parts[0][HEADER_LEN] >> 4)
+                packet = [family, memoryview(parts[0])[HEADER_LEN:], *parts[1:]]
+                self._bytes_out += os.writev(self._tun_fd, packet) - FAMILY_LEN
             else:
                 self._bytes_out += os.writev(self._tun_fd, [memoryview(parts[0])[HEADER_LEN:], *parts[1:]])
             self._packets_out += 1

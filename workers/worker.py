@@ -90,7 +90,7 @@ async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool
         slots=pool.slots,
         doorbell=doorbell,
         tun_fd=tun_fd,
-        virtio=config.stack.offload,
+        header_len=config.header_len,
         counters=counters,
     )
     relay = Relay(loop, config, counters, SystemDns(loop), channel.send)

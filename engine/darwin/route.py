@@ -27,6 +27,7 @@ __all__ = [
     "RTF_IFSCOPE",
     "RTF_REJECT",
     "RTF_UP",
+    "RTF_WASCLONED",
     "RTM_ADD",
     "RTM_CHANGE",
     "RTM_DELADDR",
@@ -60,6 +61,7 @@ RTF_HOST: Final = 0x4
 RTF_REJECT: Final = 0x8
 RTF_STATIC: Final = 0x800
 RTF_BLACKHOLE: Final = 0x1000
+RTF_WASCLONED: Final = 0x20000
 RTF_IFSCOPE: Final = 0x1000000
 
 RTA_DST, RTA_GATEWAY, RTA_NETMASK, RTA_IFP = 0x1, 0x2, 0x4, 0x10
@@ -96,8 +98,10 @@ class Message:
     interface: LinkAddress | None = None
 
 
-def encode_route(kind: int, destination: str, gateway: Gateway, *, scope: int = 0, sequence: int) -> bytes:
-    """Return RTM_ADD or RTM_DELETE (`kind`) of a prefix; one of full length is a host route.
+def encode_route(
+    kind: int, destination: str, gateway: Gateway, *, scope: int = 0, blackhole: bool = False, sequence: int
+) -> bytes:
+    """Return RTM_ADD or RTM_DELETE (`kind`) of a prefix; one of full length is a host route. `blackhole`: packets end here.
 
     `scope`: index of the interface whose bound sockets alone shall see it (RTF_IFSCOPE). It is part of the route's identity, as
     destination and mask are, and the gateway is not: delete with the scope with which you have added.
@@ -111,6 +115,8 @@ def encode_route(kind: int, destination: str, gateway: Gateway, *, scope: int = 
         flags |= RTF_HOST
     if scope:
         flags |= RTF_IFSCOPE
+    if blackhole:
+        flags |= RTF_BLACKHOLE
     if isinstance(gateway, LinkAddress):
         far_end = encode_link(gateway)
     else:

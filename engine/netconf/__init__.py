@@ -11,9 +11,12 @@ crash never leaves the machine without network, and pyroute2 (14 MB, an event lo
 
 plan      what is wanted, and how it is expressed in routes and rules; pure
 journal   what was changed, on disk
+life_line  refuses changes once the master is gone
 linux     applies a plan, undoes a journal
 netlink   makes and reverts one change; all of pyroute2
 throw     makes and reverts one bypass, without pyroute2
+darwin    applies a plan, follows the machine to another network, undoes a journal; on macOS
+darwin_plan, darwin_kernel, darwin_bypass, darwin_watch    what plan, netlink, bypass and watch are on Linux
 kill_switch  holds back what does not go into the tun (nftables)
 bypass    lets single hosts leave beside the tun, at any time
 guardian  restores the network when the master is gone
@@ -22,12 +25,27 @@ watch     tells when somebody sets the tun down, and up again
 network   the master's front: `Network`; `repair_network` for `engine repair`
 """
 
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from engine.netconf.network import Network, repair_network
+    from pathlib import Path
 
-__all__ = ["EXIT_NOT_PERMITTED", "Network", "NetworkError", "repair_network"]
+    from engine.netconf.network import Network, repair_network
+    from engine.netconf.plan import NetworkPlan
+
+__all__ = [
+    "EXIT_NOT_PERMITTED",
+    "Changes",
+    "Front",
+    "Network",
+    "NetworkError",
+    "Watch",
+    "changes",
+    "front",
+    "repair_network",
+]
 
 EXIT_NOT_PERMITTED = 3
 """Exit code of a helper process that lacks a privilege; also that of the command line."""
@@ -48,3 +66,57 @@ def __getattr__(name: str) -> Any:
 
         return getattr(network, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class Changes(Protocol):
+    """What changes this platform's network, in a helper process: engine/netconf/linux.py has the contracts."""
+
+    def apply(self, plan: "NetworkPlan", run_dir: "Path", *, guard_fd: int | None = None) -> list[str]:
+        """Make the changes of `plan`."""
+
+    def renew(self, run_dir: "Path", *, guard_fd: int | None = None) -> int:
+        """Make again what was lost."""
+
+    def undo(self, run_dir: "Path", *, hold: bool = False) -> int:
+        """Undo what the journal holds."""
+
+
+class Watch(Protocol):
+    """Watches the tun and what it depends on."""
+
+    def close(self) -> None:
+        """Watch no more."""
+
+
+class Front(NamedTuple):
+    """What the master itself does to this platform's network; engine/netconf/{bypass,watch}.py have the contracts."""
+
+    add_bypass: "Callable[[Path, Iterable[str]], int]"
+    remove_bypass: "Callable[[Path, Iterable[str]], None]"
+    watch: Callable[..., Watch]
+    egress: Callable[[str], tuple[int, int]]
+    build_plan: "Callable[..., NetworkPlan]"
+
+
+def changes() -> Changes:
+    """Return what changes this platform's network; it is large, so helper processes alone call this."""
+    if sys.platform == "darwin":
+        from engine.netconf import darwin
+
+        return darwin
+    from engine.netconf import linux
+
+    return linux
+
+
+def front() -> Front:
+    """Return the master's part for this platform."""
+    if sys.platform == "darwin":
+        from engine.netconf.darwin_bypass import add_bypass, remove_bypass
+        from engine.netconf.darwin_plan import build_darwin_plan
+        from engine.netconf.darwin_watch import RouteWatch, egress
+
+        return Front(add_bypass, remove_bypass, RouteWatch, egress, build_darwin_plan)
+    from engine.netconf import bypass, plan, watch
+
+    return Front(bypass.add_bypass, bypass.remove_bypass, watch.LinkWatch, watch.egress, plan.build_plan)

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.netconf import EXIT_NOT_PERMITTED, NetworkError
-from engine.netconf.linux import apply, renew, undo
+from engine.netconf import EXIT_NOT_PERMITTED, NetworkError, changes
 from engine.netconf.plan import NetworkPlan
 
 __all__ = ["main"]
@@ -34,15 +33,16 @@ def main(arguments: list[str] | None = None) -> int:
     undo_parser.add_argument("--run-dir", type=Path, required=True)
     undo_parser.add_argument("--hold", action="store_true")
     options = parser.parse_args(arguments)
+    network = changes()
     try:
         if options.command == "apply":
             plan = msgspec.json.decode(sys.stdin.buffer.read(), type=NetworkPlan)
-            for remark in apply(plan, options.run_dir, guard_fd=options.guard_fd):
+            for remark in network.apply(plan, options.run_dir, guard_fd=options.guard_fd):
                 print(remark)
         elif options.command == "renew":
-            print(renew(options.run_dir, guard_fd=options.guard_fd))
+            print(network.renew(options.run_dir, guard_fd=options.guard_fd))
         else:
-            print(undo(options.run_dir, hold=options.hold))
+            print(network.undo(options.run_dir, hold=options.hold))
     except msgspec.MsgspecError as error:
         print(f"The network plan on standard input cannot be read: {error}.", file=sys.stderr)
         return 2

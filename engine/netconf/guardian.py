@@ -57,12 +57,11 @@ def _restore(run_dir: str, hold: bool) -> tuple[str, bool]:
     """Undo the journal; return a sentence on what went wrong, empty when all is well, and whether a kill switch holds."""
     from pathlib import Path
 
-    from engine.netconf import NetworkError
+    from engine.netconf import NetworkError, changes
     from engine.netconf.journal import has_journal
-    from engine.netconf.linux import undo
 
     try:
-        undo(Path(run_dir), hold=hold)
+        changes().undo(Path(run_dir), hold=hold)
     except NetworkError as error:
         return str(error), False
     return "", has_journal(Path(run_dir))

@@ -20,9 +20,10 @@ from pathlib import Path
 import msgspec
 
 from engine.netconf import NetworkError
+from engine.netconf.darwin_plan import DarwinChange
 from engine.netconf.plan import Change, KillSwitch
 
-__all__ = ["Journal", "Owner", "has_journal", "open_journal"]
+__all__ = ["AnyChange", "Journal", "Owner", "has_journal", "open_journal"]
 
 JOURNAL_NAME = "network.journal"
 SETTLED_LINES_MAX = 512
@@ -36,16 +37,19 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True, tag="owner"):
     index: int
     """Interface index: a later interface of the same name has another."""
     namespace: int
-    """Inode of the network namespace."""
+    """Inode of the network namespace; 0 on macOS, which has none."""
     boot: str
-    """/proc/sys/kernel/random/boot_id."""
+    """/proc/sys/kernel/random/boot_id; on macOS, kern.bootsessionuuid."""
+
+
+AnyChange = Change | DarwinChange
 
 
 class Recorded(msgspec.Struct, frozen=True, tag="recorded"):
     """`change` is about to be made."""
 
     number: int
-    change: Change
+    change: AnyChange
 
 
 class Settled(msgspec.Struct, frozen=True, tag="settled"):
@@ -117,7 +121,7 @@ class Journal:
     def __init__(self, fd: int, path: Path) -> None:
         self.path = path
         self.owner: Owner | None = None
-        self.pending: dict[int, Change] = {}
+        self.pending: dict[int, AnyChange] = {}
         self._fd = fd
         self._next_number = 1
         self._lines = 0
@@ -135,8 +139,8 @@ class Journal:
                 self._replay(_decode(line))
             except msgspec.MsgspecError as error:
                 raise NetworkError(
-                    f"Line {line_number} of the journal {self.path} is damaged ({error}): see `ip rule` for what is left "
-                    "to remove by hand, then delete the file."
+                    f"Line {line_number} of the journal {self.path} is damaged ({error}): see `ip rule` (on macOS, "
+                    "`netstat -rn`) for what is left to remove by hand, then delete the file."
                 ) from error
         self._loaded = True
 
@@ -184,7 +188,7 @@ class Journal:
         """The descriptor that holds the lock; a program that is lent it holds the lock as well, until it ends."""
         return self._fd
 
-    def record(self, *changes: Change) -> list[int]:
+    def record(self, *changes: AnyChange) -> list[int]:
         """Put `changes` on disk, before they are made; return their numbers."""
         numbers = list(range(self._next_number, self._next_number + len(changes)))
         self._append(*map(Recorded, numbers, changes))

@@ -6,7 +6,6 @@ rest in reverse: so traffic moves back before anything that it relies on is take
 """
 
 import os
-import select
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import msgspec
 
 from engine.netconf import NetworkError
 from engine.netconf.journal import Journal, Owner, open_journal
+from engine.netconf.life_line import refuse_without_master
 from engine.netconf.netlink import Netlink, open_netlink, proc_sys
 from engine.netconf.plan import (
     Bypass,
@@ -55,7 +55,7 @@ def apply(plan: NetworkPlan, run_dir: Path, *, guard_fd: int | None = None) -> l
         assert journal is not None
         with open_netlink(journal.fileno()) as netlink:
             # We hold the journal's lock: should the master die after this look, its guardian waits, and undoes what we did.
-            _refuse_without_master(guard_fd)
+            refuse_without_master(guard_fd)
             return _apply(plan, netlink, journal)
 
 
@@ -92,9 +92,9 @@ def renew(run_dir: Path, *, guard_fd: int | None = None) -> int:
     with open_journal(run_dir, create=False) as journal:
         if journal is None or journal.owner is None:
             return 0
-        _refuse_without_master(guard_fd)
+        refuse_without_master(guard_fd)
         with open_netlink(journal.fileno()) as netlink:
-            changes = journal.pending.values()
+            changes = [change for change in journal.pending.values() if isinstance(change, Change)]
             bypassing = tuple(change.address for change in changes if isinstance(change, Bypass))
             for change in changes:
                 if isinstance(change, KillSwitch):
@@ -115,17 +115,6 @@ def undo(run_dir: Path, *, hold: bool = False) -> int:
         with open_netlink(journal.fileno()) as netlink:
             _undo_pending(netlink, journal, hold=hold)
         return count - len(journal.pending)
-
-
-def _refuse_without_master(guard_fd: int | None) -> None:
-    if guard_fd is not None and _is_closed(guard_fd):
-        raise NetworkError("The engine that asked for the change of the network is gone; nothing was changed.")
-
-
-def _is_closed(pipe: int) -> bool:
-    poll = select.poll()
-    poll.register(pipe, 0)  # POLLHUP is reported without being asked for
-    return bool(poll.poll(0))
 
 
 def _usable_families(plan: NetworkPlan) -> tuple[list[Family], list[str]]:
@@ -242,5 +231,5 @@ def _undo_pending(
 
 def _in_order_of_undoing(journal: Journal) -> list[tuple[int, Change]]:
     """The rules first, then the rest in reverse; the kill switch, which was made first, comes last."""
-    latest_first = reversed(tuple(journal.pending.items()))
+    latest_first = [(number, change) for number, change in journal.pending.items() if isinstance(change, Change)][::-1]
     return sorted(latest_first, key=lambda entry: not isinstance(entry[1], Rule))

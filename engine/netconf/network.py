@@ -9,12 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from engine.netconf import EXIT_NOT_PERMITTED, NetworkError
-from engine.netconf.bypass import add_bypass, remove_bypass
+from engine.netconf import EXIT_NOT_PERMITTED, NetworkError, Watch, front
 from engine.netconf.journal import has_journal
 from engine.netconf.keeper import ANSWER_TIMEOUT, GuardianKeeper
 from engine.netconf.plan import NetworkPlan
-from engine.netconf.watch import LinkWatch
 
 __all__ = ["Network", "repair_network"]
 
@@ -29,11 +27,19 @@ class Network:
     changes that this undid are made again; when somebody deletes it, `on_gone` is called.
     """
 
-    def __init__(self, run_dir: Path, *, on_gone: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        on_gone: Callable[[], None] = lambda: None,
+        on_moved: Callable[[tuple[int, int]], None] = lambda egress: None,
+    ) -> None:
         self.run_dir = run_dir
+        self._front = front()
         self._on_gone = on_gone
+        self._tell_moved = on_moved
         self.guardian = GuardianKeeper(run_dir)
-        self._watch: LinkWatch | None = None
+        self._watch: Watch | None = None
         self.link_up = True
         """False while somebody has set the tun down."""
         self._renewal: asyncio.Task[None] | None = None
@@ -55,8 +61,12 @@ class Network:
         self.kill_switch = plan.kill_switch
         remarks = await _run_helper("apply", self.run_dir, guard_fd=self.guardian.life_read, plan=plan)
         try:
-            self._watch = LinkWatch(
-                asyncio.get_running_loop(), plan.interface, on_change=self._on_link, on_gone=self._on_gone
+            self._watch = self._front.watch(
+                asyncio.get_running_loop(),
+                plan.interface,
+                on_change=self._on_link,
+                on_gone=self._on_gone,
+                on_moved=self._on_moved,
             )
         except OSError as error:
             raise NetworkError(f"The interface {plan.interface} cannot be watched: {error.strerror}.") from error
@@ -70,28 +80,36 @@ class Network:
         Raises NetworkError.
         """
         # In a thread, because a disk may take its time for the fsync.
-        self.bypass_evictions += await asyncio.to_thread(add_bypass, self.run_dir, tuple(addresses))
+        self.bypass_evictions += await asyncio.to_thread(self._front.add_bypass, self.run_dir, tuple(addresses))
 
     async def end_bypass(self, addresses: Iterable[str]) -> None:
         """Lead these hosts into the tun again; harmless for those that are. Raises NetworkError."""
-        await asyncio.to_thread(remove_bypass, self.run_dir, tuple(addresses))
+        await asyncio.to_thread(self._front.remove_bypass, self.run_dir, tuple(addresses))
 
     def _on_link(self, up: bool) -> None:
         self.link_up = up
         if up:
-            self._renewal = asyncio.get_running_loop().create_task(self._renew(self._renewal), name="renew")
+            self._start_renewal("the tun is up again")
         else:
             log.warning("the tun was set down: until it is up again, traffic goes past the proxy")
 
-    async def _renew(self, previous: asyncio.Task[None] | None) -> None:
+    def _on_moved(self, egress: tuple[int, int]) -> None:
+        """The machine has another default route (macOS): new connections leave by it, and so do hosts beside the tun."""
+        self._tell_moved(egress)
+        self._start_renewal("the machine is in another network" if any(egress) else "the machine is in no network")
+
+    def _start_renewal(self, why: str) -> None:
+        self._renewal = asyncio.get_running_loop().create_task(self._renew(self._renewal, why), name="renew")
+
+    async def _renew(self, previous: asyncio.Task[None] | None, why: str) -> None:
         if previous is not None:
             await previous
         try:
             (count,) = await _run_helper("renew", self.run_dir, guard_fd=self.guardian.life_read)
         except NetworkError as error:
-            log.error("the tun is up again, but traffic still goes past the proxy: %s", error)
+            log.error("%s, but traffic still goes past the proxy: %s", why, error)
         else:
-            log.warning("the tun is up again: %s routes and addresses made again", count)
+            log.warning("%s: %s routes and addresses made again", why, count)
 
     async def restore(self, *, hold: bool = False) -> None:
         """Undo everything and end the guardian; harmless when there is nothing to undo.

@@ -32,6 +32,7 @@ __all__ = [
     "plan_kill_switch",
     "plan_routes",
     "plan_socket_routes",
+    "prefixes",
     "socket_table",
 ]
 
@@ -83,6 +84,8 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True):
     """Only what comes in by these enters the tun (`lo`: what this machine sends itself); empty: everything."""
     excluded_interfaces: tuple[str, ...] = ()
     """What comes in by these does not."""
+    name_servers: tuple[str, ...] = ()
+    """Addresses that lead into the tun and that the machine is to ask for names (macOS: engine/netconf/darwin_plan.py)."""
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, tag="rule", omit_defaults=True):
@@ -208,10 +211,10 @@ def build_plan(
     addresses = tuple(addresses)
     for address in addresses:
         _family(address)
-    included = _prefixes(include)
+    included = prefixes(include)
     # A loopback upstream is reached through the table `local`, whatever we route.
     remote = [address for address in upstreams if not _address(address).is_loopback]
-    routed = included - _prefixes(exclude) - _prefixes(remote) - _prefixes(NEVER_PROXIED)
+    routed = included - prefixes(exclude) - prefixes(remote) - prefixes(NEVER_PROXIED)
     return NetworkPlan(
         interface=interface,
         mtu=mtu,
@@ -292,14 +295,15 @@ def _address(text: str) -> IPv4Address | IPv6Address:
         raise NetworkError(f"{text!r} is neither an IPv4 nor an IPv6 address.") from error
 
 
-def _prefixes(texts: Iterable[str]) -> IPSet:
-    prefixes = IPSet()
+def prefixes(texts: Iterable[str]) -> IPSet:
+    """Return the set of these prefixes and addresses. Raises NetworkError for what is neither."""
+    found = IPSet()
     for text in texts:
         try:
-            prefixes.add(IPNetwork(text))
+            found.add(IPNetwork(text))
         except (AddrFormatError, ValueError) as error:
             raise NetworkError(f"{text!r} is neither an address nor a prefix such as 10.0.0.0/8.") from error
-    return prefixes
+    return found
 
 
 def _excluded_uids(

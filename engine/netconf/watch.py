@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-__all__ = ["LinkWatch"]
+__all__ = ["LinkWatch", "egress"]
 
 RTMGRP_LINK = 1  # include/uapi/linux/rtnetlink.h
 RTM_NEWLINK, RTM_DELLINK = 16, 17
@@ -21,10 +21,17 @@ _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length with header, type, 
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, changed flags
 
 
+def egress(name: str = "") -> tuple[int, int]:
+    """Return no interfaces: sockets of the engine need not be bound to any."""
+    del name
+    return 0, 0
+
+
 class LinkWatch:
     """Calls `on_change(up)` each time the interface `name`, now up, is set down or up, and `on_gone` when it is deleted.
 
-    Raises OSError when there is none.
+    `on_moved` is not called: here the rules let the engine out, whatever the machine's other routes are. Raises OSError when
+    there is no such interface.
     """
 
     def __init__(
@@ -34,7 +41,9 @@ class LinkWatch:
         *,
         on_change: Callable[[bool], None],
         on_gone: Callable[[], None],
+        on_moved: Callable[[tuple[int, int]], None],
     ) -> None:
+        del on_moved
         self._loop = loop
         self._on_change = on_change
         self._on_gone = on_gone

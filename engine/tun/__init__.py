@@ -4,9 +4,10 @@
 """
 
 import sys
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-__all__ = ["Offload", "TunDevice", "TunError", "open_tun"]
+__all__ = ["Offload", "ReadPacket", "TunDevice", "TunError", "open_tun"]
 
 Offload = Literal["auto", "uso", "tso", "csum", "none", "no-header"]
 """The most that is asked of the kernel: UDP and TCP segments up to 64 KiB, TCP segments only, partial checksums only, a
@@ -19,6 +20,10 @@ class TunError(Exception):
     def __init__(self, message: str, *, not_permitted: bool = False) -> None:
         super().__init__(message)
         self.not_permitted = not_permitted
+
+
+ReadPacket = Callable[[int, Sequence[memoryview]], int]
+"""Reads one packet as `os.readv` does (which it is, on Linux): descriptor and one target in, length out; BlockingIOError."""
 
 
 class TunDevice(Protocol):
@@ -37,12 +42,23 @@ class TunDevice(Protocol):
         """Every packet begins with the 10-byte virtio header (shared/wire/virtio.py)."""
 
     @property
+    def header_len(self) -> int:
+        """Bytes before the IP packet in each read and write: the virtio header (10), a protocol family (4), or nothing."""
+
+    @property
+    def read(self) -> ReadPacket:
+        """How a packet is read from `fd`, with `header_len` bytes before it."""
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Offloads that the kernel granted, by name, for `engine status`."""
 
     @property
     def mtu(self) -> int:
         """Bytes of the largest IP packet that is not a GSO segment; engine/netconf gives it to the interface."""
+
+    def kept(self) -> int:
+        """Return the packets that `read` has taken from the kernel already: they do not make `fd` readable."""
 
     def close(self) -> None:
         """Close this descriptor; harmless when repeated."""
@@ -57,4 +73,8 @@ def open_tun(name: str = "", *, mtu: int, offload: Offload = "auto") -> TunDevic
         from engine.tun.linux import open_linux_tun
 
         return open_linux_tun(name, mtu=mtu, offload=offload)
-    raise TunError(f"The engine has no tun device for {sys.platform}: it runs on Linux.")
+    if sys.platform == "darwin":
+        from engine.tun.darwin import open_utun
+
+        return open_utun(name, mtu=mtu)
+    raise TunError(f"The engine has no tun device for {sys.platform}: it runs on Linux and macOS.")

@@ -6,7 +6,7 @@ import struct
 from fcntl import ioctl
 from typing import Final
 
-from engine.tun import Offload, TunError
+from engine.tun import Offload, ReadPacket, TunError
 from shared.wire.virtio import HEADER_LEN
 
 __all__ = ["LinuxTun", "open_linux_tun"]
@@ -61,6 +61,12 @@ class LinuxTun:
         self.mtu = mtu
         self.offload = offload
         self.features = features
+        self.header_len = HEADER_LEN if offload else 0
+        self.read: ReadPacket = os.readv
+
+    def kept(self) -> int:
+        """See TunDevice."""
+        return 0
 
     def close(self) -> None:
         """Close the descriptor; the interface goes with the last one, unless it was made persistent."""

@@ -72,6 +72,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Unprivileged user to become; its sockets are exempt from the tun. None: stay, and mark sockets instead."""
     mark: int | None = None
     """SO_MARK for upstream sockets where `uid` is None."""
+    header_len: int = 10
+    """Bytes before the IP packet on the tun (engine.tun.TunDevice): virtio header, protocol family of a utun, or nothing."""
     secret: bytes = b""
     """16 random bytes per run: key of initial sequence numbers (RFC 6528)."""
     log_level: str = "info"

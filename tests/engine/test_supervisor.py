@@ -36,6 +36,7 @@ from shared.metrics import GAUGES, Cell
 from shared.pool import Pool, PoolLayout
 from shared.privileges import CAP_NET_ADMIN
 from shared.ring import INLINE_MAX
+from shared.wire.virtio import HEADER_LEN
 from tests.support.loop import on_loop, until
 from tests.support.netns import wait_until
 from tests.support.packets import VIRTIO_NONE, ipv4
@@ -86,7 +87,7 @@ class Bed:
 
     def start_ingress(self) -> Ingress:
         shards = [self.supervisor.shard(index) for index in range(WORKERS)]
-        self.ingress = Ingress(self.tun.fileno(), self.pool, shards, self.pool.counters[WORKERS], virtio=True)
+        self.ingress = Ingress(self.tun.fileno(), self.pool, shards, self.pool.counters[WORKERS], header_len=HEADER_LEN)
         self.supervisor.ingress = self.ingress
         return self.ingress
 
