@@ -242,9 +242,22 @@ _READABLE = {
 }
 
 
+_FRA_DPORT_MASK = 29
+"""Of Linux 6.15: a rule about a port has it, all ones where nothing else is said (include/uapi/linux/fib_rules.h). pyroute2
+does not know its name yet."""
+
+
+def _attributes(message: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in message["attrs"]
+        if not (name == "UNKNOWN" and value["header"]["type"] == _FRA_DPORT_MASK)
+    }
+
+
 def _read_rule(message: Any) -> Rule | None:
     """Return the rule of a netlink message; None when it has anything that a `Rule` cannot say."""
-    attributes: dict[str, Any] = dict(message["attrs"])
+    attributes = _attributes(message)
     uid, _, last_uid = str(attributes.get("FRA_UID_RANGE", "")).partition(":")
     port, _, last_port = str(attributes.get("FRA_DPORT_RANGE", "")).partition(":")
     action = message["action"]

@@ -375,6 +375,7 @@ def test_included_interfaces_alone_go_into_the_tun(client: Namespace, helper: He
 
 
 def test_captured_dns_goes_into_the_tun_even_to_the_lan(client: Namespace, helper: Helper) -> None:
+    before = client.snapshot()
     with tun(client):
         assert helper.apply(plan(captures_dns=True)).returncode == 0
         for protocol in "udp", "tcp":
@@ -382,6 +383,8 @@ def test_captured_dns_goes_into_the_tun_even_to_the_lan(client: Namespace, helpe
             assert device_to(client, "192.0.2.77", "ipproto", protocol, "dport", "54") == "uplink"
         assert device_to(client, "127.0.0.53", "ipproto", "udp", "dport", "53") == "lo"
         assert device_to(client, "192.0.2.77", "ipproto", "udp", "dport", "53", "uid", str(UID)) == "uplink"
+        assert helper.undo().returncode == 0
+    assert client.snapshot() == before
 
 
 def test_strict_leaves_no_way_out_for_the_family_without_address(client: Namespace, helper: Helper) -> None:
