@@ -29,12 +29,14 @@ from shared.config import (
 )
 from shared.process import ProcessInfo
 from shared.rules.flow import Flow
-from shared.rules.matcher import Compiler, NeedProcess
+from shared.rules.matcher import Compiler, NeedProcess, Step
 
 __all__ = ["Explanation", "Question", "Tried", "explain"]
 
 SOURCE_PORT = 50000
 """Of the flow that is asked about, where none is said: one of those that the kernel gives to programs."""
+_SERVER_SPEAKS_FIRST = frozenset((25, 110, 143, 465, 587, 993, 995))
+"""As in workers/relay/router.py."""
 _GUESSES = {("tcp", 443): "tls", ("tcp", 80): "http", ("udp", 443): "quic", ("tcp", 22): "ssh", ("udp", 123): "ntp"}
 """What is spoken at a port, as far as nobody says otherwise."""
 
@@ -103,18 +105,15 @@ class _Explainer:
     def _flow(self) -> Flow:
         question = self.question
         host = question.host.rstrip(".").lower()
+        destination, known, faked = "", None, False
         try:
-            destination, known = str(ip_address(host)), None
+            destination = str(ip_address(host))
         except ValueError:
             self.name = host
-            addresses = self.look_up(host)
-            destination = addresses[0] if addresses else ""
-            known = host if self._names_are_known_at_once() else None
-            if destination:
-                self.notes.append(f"{host} is taken to be {destination}, as this machine resolves it now")
-            else:
-                self.notes.append(f"{host} cannot be resolved here: rules about addresses do not hold")
-            if known is None:
+            faked = self._gets_a_fake_address(host)
+            destination = "" if faked else self._resolved(host)
+            known = host if self.config.policy.dns.reverse_mapping and not faked else None
+            if known is None and not faked:
                 self.notes.append(
                     "the engine sees an address, not a name: rules about names hold only behind a rule with the action sniff"
                 )
@@ -125,14 +124,50 @@ class _Explainer:
             source_port=SOURCE_PORT,
             destination=ip_address(destination).packed if destination else b"",
             destination_port=question.port,
+            destination_name=host if faked else None,
             inbound=self.config.tun.tag,
             domain=known,
             process=question.process,
         )
 
-    def _names_are_known_at_once(self) -> bool:
-        dns = self.config.policy.dns
-        return dns.reverse_mapping or any(server.kind == "fakeip" for server in dns.servers)
+    def _resolved(self, host: str) -> str:
+        addresses = self.look_up(host)
+        if not addresses:
+            self.notes.append(f"{host} cannot be resolved here: rules about addresses do not hold")
+            return ""
+        self.notes.append(f"{host} is taken to be {addresses[0]}, as this machine resolves it now")
+        return addresses[0]
+
+    def _gets_a_fake_address(self, host: str) -> bool:
+        """Whether the DNS service answers with an address that stands for the name."""
+        dns, route = self.config.policy.dns, self.config.policy.route
+        kinds = {server.tag: server.kind for server in dns.servers}
+        if "fakeip" not in kinds.values():
+            return False
+        rules = Compiler(route.rule_sets).compile(dns.rules)
+        asked = Flow(
+            network="udp",
+            source=ip_address(self._own_address(4)).packed,
+            source_port=SOURCE_PORT,
+            destination=b"",
+            destination_port=53,
+            domain=host,
+            process=self.question.process,
+            query_type=1,
+        )
+        start = 0
+        while isinstance(step := rules.match(asked, start), Step):
+            if step.rule.action == "route":
+                if kinds.get(step.rule.server or "") == "fakeip":
+                    self.notes.append(
+                        f"{host} gets a fake address: rules about addresses hold only behind the action resolve"
+                    )
+                    return True
+                return False
+            if step.rule.action != "route-options":
+                return False
+            start = step.index + 1
+        return False
 
     def _own_address(self, version: int) -> str:
         own = [address.partition("/")[0] for address in self.config.tun.addresses]
@@ -179,7 +214,8 @@ class _Explainer:
     def _why_not(self, failed: str) -> str:
         if failed == "invert":
             return "its conditions hold, and it has invert"
-        if failed.startswith(("domain", "and: domain")) and self.flow.domain is None and self.name is not None:
+        unknown = self.flow.domain is None and self.flow.destination_name is None
+        if failed.startswith(("domain", "and: domain")) and unknown and self.name is not None:
             return f"{failed}: the name is not known yet"
         if "process" in failed or failed in ("user", "user_id"):
             return f"{failed}: the program is {self._program()}"
@@ -192,6 +228,8 @@ class _Explainer:
     def _sniff(self, action: Sniff) -> str:
         question = self.question
         protocol = question.protocol or _GUESSES.get((question.network, question.port))
+        if question.network == "tcp" and question.port in _SERVER_SPEAKS_FIRST:
+            return "nothing is looked for: at this port the server speaks first"
         if protocol is None or (action.sniffer and protocol not in action.sniffer):
             return "nothing is found"
         self.flow.sniffed = True
@@ -203,9 +241,12 @@ class _Explainer:
         return f"{found}, and the name {self.name}"
 
     def _resolve(self) -> str:
-        if self.flow.domain is None or self.flow.destination:
+        name = self.flow.domain or self.flow.destination_name
+        if name is None or self.flow.destination:
             return "there is an address already"
-        return "the name cannot be resolved here"
+        addresses = self.look_up(name)
+        self.flow.resolved = tuple(ip_address(text).packed for text in addresses)
+        return f"{name} is {', '.join(addresses)}" if addresses else f"{name} cannot be resolved here"
 
     def _change(self, options: RouteOptions) -> str:
         if options.override_port is not None:
@@ -214,15 +255,16 @@ class _Explainer:
             try:
                 self.flow.destination = ip_address(options.override_address).packed
             except ValueError:
-                self.flow.destination, self.flow.domain = b"", options.override_address
+                self.flow.destination, self.flow.destination_name = b"", options.override_address
         return f"from here on it is a flow to {self._flow_text().partition(' to ')[2]}"
 
     def _flow_text(self) -> str:
         flow = self.flow
         address = str(ip_address(flow.destination)) if flow.destination else ""
         bracketed = f"[{address}]" if ":" in address else address
-        shown = f"{flow.domain or self.name} ({address})" if (flow.domain or self.name) and address else bracketed
-        return f"{flow.network} from {ip_address(flow.source)} to {shown or flow.domain or self.name}:{flow.destination_port}"
+        name = flow.destination_name or flow.domain or self.name
+        shown = f"{name} ({address})" if name and address else bracketed or name
+        return f"{flow.network} from {ip_address(flow.source)} to {shown}:{flow.destination_port}"
 
     def _note_what_comes_before_the_rules(self) -> None:
         tun, flow = self.config.tun, self.flow

@@ -110,3 +110,31 @@ def test_dns_and_the_articles_rules() -> None:
     other = explain(config, Question(host="203.0.113.83", port=443), look_up)
     assert (other.outbound, line(other)) == ("v2rayu-proxy", 73)
     assert explain(config, Question(host="localhost", port=80), look_up).outbound == "direct"
+
+
+FAKE = {
+    "servers": [{"type": "local", "tag": "real"}, {"type": "fakeip", "tag": "fake", "inet4_range": "198.18.0.0/15"}],
+    "rules": [{"domain_suffix": "lan.example", "server": "real"}, {"query_type": ["A", "AAAA"], "server": "fake"}],
+}
+
+
+def test_a_name_with_a_fake_address_is_known_but_has_no_address(load: Load) -> None:
+    rules = [
+        {"ip_cidr": "203.0.113.0/24", "outbound": "direct"},
+        {"domain_suffix": "before.example", "outbound": "direct"},
+        {"action": "resolve"},
+        {"ip_cidr": "203.0.113.0/24", "action": "reject"},
+    ]
+    config = load(dns=FAKE, route={"rules": rules})
+    assert explain(config, Question(host="a.before.example", port=80), look_up).outbound == "direct"
+    resolved = explain(config, Question(host="a.after.example", port=80), look_up)
+    assert resolved.action == "reject"
+    assert "a.after.example is 203.0.113.10" in {tried.reason for tried in resolved.tried}
+    assert any("gets a fake address" in note for note in resolved.notes)
+    real = explain(config, Question(host="a.lan.example", port=80), lambda name: ["203.0.113.5"])
+    assert real.outbound == "direct" and not any("fake" in note for note in real.notes)
+
+
+def test_ports_where_the_server_speaks_first_are_not_sniffed(ask: Any) -> None:
+    (sniffed,) = (tried for tried in ask("203.0.113.9", 25).tried if tried.action == "sniff")
+    assert sniffed.reason == "nothing is looked for: at this port the server speaks first"
