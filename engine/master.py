@@ -45,7 +45,7 @@ from engine.supervisor import Report, Supervisor, WorkerFailed
 from engine.tun import TunDevice, open_tun
 from engine.watchdog import CHECK_INTERVAL, Watchdog
 from shared.config import ProxyOutbound, WorkerConfig
-from shared.control import Delay, FindProcess, Flows, Measured, Reloaded, UdpSupport, Used
+from shared.control import Delay, FindProcess, Flows, LoopSuspected, Measured, Reloaded, UdpSupport, Used
 from shared.pool import Pool, PoolLayout
 
 __all__ = ["EngineFailed", "StartOptions", "run_engine"]
@@ -343,6 +343,8 @@ class _Master:
                 self.answers.on_answer(worker, report)
             case FindProcess():
                 self.owners.answer(worker, report)
+            case LoopSuspected():
+                self.owners.suspect(report)
 
     def _on_udp_support(self, supported: bool, reason: str) -> None:
         state = "yes" if supported else f"no: {reason}"

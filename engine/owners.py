@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from enum import IntEnum
 from ipaddress import ip_address
 
@@ -14,7 +14,7 @@ from engine.loop_guard.proxies import Endpoint
 from engine.processes import ProcessError, ProcessTable, open_process_table
 from engine.processes.finder import ProcessFinder
 from shared.config import Logical, Match, Policy, ProxyOutbound
-from shared.control import FindProcess, ProcessFound
+from shared.control import FindProcess, LoopSuspected, ProcessFound
 from shared.metrics import Counters
 from shared.process import ProcessInfo
 from shared.rules.flow import Ends
@@ -22,6 +22,9 @@ from shared.rules.flow import Ends
 __all__ = ["FlowOwners", "Need", "local_upstreams", "need_of", "open_owners"]
 
 log = logging.getLogger(__name__)
+
+
+TELL_INTERVAL = 60.0  # seconds between two lines about circles
 
 
 class Need(IntEnum):
@@ -60,6 +63,24 @@ def local_upstreams(policy: Policy) -> list[Endpoint]:
     return [(ip_address(address).packed, port) for address, port in sorted(named) if is_local_address(address)]
 
 
+def _describe_loop(ends: Ends, process: ProcessInfo) -> str:
+    """Name a circle and the rule that opens it."""
+    source, destination = ip_address(ends.source), ip_address(ends.destination)
+    where = f"{f'[{destination}]' if destination.version == 6 else destination}:{ends.destination_port}"
+    rule: dict[str, str | int]
+    if process.path:
+        who, rule = f"{process.name} (pid {process.pid})", {"process_path": process.path}
+    elif process.uid is not None:
+        who, rule = f"a program of user {process.user or process.uid}", {"user_id": process.uid}
+    else:
+        who, rule = f"{source}", {"source_ip_cidr": f"{source}/{source.max_prefixlen}"}
+    text = msgspec.json.encode(rule | {"outbound": "direct"}).decode()
+    return (
+        f"a circle was cut: what {who} sends to {where} goes to the proxy, and comes back from it; if that is the proxy itself, "
+        f"let it out by the route rule {text}"
+    )
+
+
 def _fake_ranges(policy: Policy) -> list[str]:
     ranges = (text for server in policy.dns.servers for text in (server.inet4_range, server.inet6_range))
     return [text for text in ranges if text is not None]
@@ -88,6 +109,7 @@ class FlowOwners:
         self._send = send
         self._need = Need.NOTHING
         self._guards = False
+        self._tell_again_at = 0.0
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()  # no more than workers may have questions under way
 
@@ -118,7 +140,25 @@ class FlowOwners:
 
     def answer(self, worker: int, question: FindProcess) -> None:
         """A worker has asked."""
-        task = self._loop.create_task(self._answer(worker, question))
+        self._start(self._answer(worker, question))
+
+    def suspect(self, suspicion: LoopSuspected) -> None:
+        """A worker has noticed flows that seem to lead in a circle."""
+        self._start(self._look_into(suspicion))
+
+    async def _look_into(self, suspicion: LoopSuspected) -> None:
+        ends = Ends(*(getattr(suspicion, field) for field in Ends._fields))
+        if self._guards and self._guard is not None and await self._guard.follow(ends):
+            return
+        now = self._loop.time()
+        if not suspicion.is_cut or now < self._tell_again_at:
+            return
+        self._tell_again_at = now + TELL_INTERVAL
+        process = await self._finder.find(ends) if self._finder is not None else ProcessInfo()
+        log.error("%s", _describe_loop(ends, process))
+
+    def _start(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

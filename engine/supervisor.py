@@ -101,6 +101,7 @@ Report = (
     control.Reloaded
     | control.UdpSupport
     | control.FindProcess
+    | control.LoopSuspected
     | control.Measured
     | control.Used
     | control.Flows

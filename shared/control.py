@@ -1,7 +1,7 @@
 """Messages between the master and a worker: msgpack, one message a datagram (shared/channel.py carries them).
 
 start      Configure -> Ready | Failed          reload   Reload -> Reloaded
-routing    FindProcess -> ProcessFound          groups   Select, Used; Measured, Used
+routing    FindProcess -> ProcessFound, LoopSuspected          groups   Select, Used; Measured, Used
 views      ListFlows -> Flows ...; CloseFlow    TestDelay -> Delay
 end        Stop
 """
@@ -24,6 +24,7 @@ __all__ = [
     "FromMaster",
     "FromWorker",
     "ListFlows",
+    "LoopSuspected",
     "Measured",
     "Message",
     "ProcessFound",
@@ -138,6 +139,18 @@ class FindProcess(msgspec.Struct, tag="find_process", frozen=True):
     destination_port: int
 
 
+class LoopSuspected(msgspec.Struct, tag="loop_suspected", frozen=True):
+    """Flows to this destination become more and more, and none is answered; the ends are those of the latest."""
+
+    network: Literal["tcp", "udp"]
+    source: bytes
+    source_port: int
+    destination: bytes
+    destination_port: int
+    is_cut: bool
+    """More of them are refused."""
+
+
 class Measured(msgspec.Struct, tag="measured", frozen=True):
     """A urltest group was tested, by the one worker that does so (index 0); the master tells the others by Select."""
 
@@ -200,7 +213,7 @@ class Delay(msgspec.Struct, tag="delay", frozen=True):
 FromMaster = (
     Configure | Stop | Reload | ProcessFound | Select | ListFlows | CloseFlow | TestDelay | Used
 )  # Used: passed on to worker 0
-FromWorker = Ready | Failed | Reloaded | UdpSupport | FindProcess | Measured | Used | Flows | Delay
+FromWorker = Ready | Failed | Reloaded | UdpSupport | FindProcess | LoopSuspected | Measured | Used | Flows | Delay
 Message = FromMaster | FromWorker
 
 encode = msgspec.msgpack.Encoder().encode

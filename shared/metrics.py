@@ -125,6 +125,7 @@ class Cell(IntEnum):
     DROP_BUFFER_LIMIT = 78
     DROP_HALF_OPEN = 79
     DROP_RULE = 80
+    DROP_LOOP = 81
     """Rejected without an answer."""
     DROP_DNS_MALFORMED = 90
     """Messages to port 53 that are no queries; those with a header are answered with an error."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from engine.discovery import Candidate, Source
+from engine.processes import proc
 from engine.proxy_url import ProxyUrlError, parse_proxy_url
 
 __all__ = ["environment_candidates", "parse_environment", "parse_environment_file", "sudo_uid"]
@@ -17,8 +18,6 @@ __all__ = ["environment_candidates", "parse_environment", "parse_environment_fil
 VARIABLES = ("all_proxy", "socks_proxy", "https_proxy", "http_proxy")
 """The most general one first: the others are about HTTP alone."""
 DEFAULT_PORT = 1080  # curl's, whatever the scheme
-ANCESTORS_MAX = 32
-"""Processes followed from us towards init."""
 ETC_ENVIRONMENT = Path("/etc/environment")
 
 
@@ -91,7 +90,8 @@ def _environments() -> Iterator[tuple[Mapping[str, str], str]]:
         yield _environment_of(pid), f"of {_name_of(pid)} (pid {pid}), which led to this command"
     uid = sudo_uid()
     if uid is not None:
-        for pid in _processes_of(uid):
+        # The oldest ids first: the session's own come before what runs in it.
+        for pid in sorted(pid for pid in proc.pids() if proc.uid_of(pid) == uid):
             yield _environment_of(pid), f"of {_name_of(pid)} (pid {pid}), of the user behind sudo"
     try:
         yield parse_environment_file(ETC_ENVIRONMENT.read_text(errors="replace")), f"in {ETC_ENVIRONMENT}"
@@ -104,21 +104,11 @@ def _ancestors_up_to_the_user() -> list[int]:
 
     Without a change of user there is nothing to learn: what they had and we have not, somebody took away on purpose.
     """
-    ancestors: list[int] = []
-    pid = os.getppid()
-    while pid > 1 and len(ancestors) < ANCESTORS_MAX:
-        ancestors.append(pid)
-        if _uid_of(pid) not in (os.geteuid(), None):
-            return ancestors
-        pid = _parent_of(pid)
+    ancestors = proc.ancestors(os.getpid())
+    for number, pid in enumerate(ancestors):
+        if proc.uid_of(pid) not in (os.geteuid(), None):
+            return ancestors[: number + 1]
     return []
-
-
-def _uid_of(pid: int) -> int | None:
-    try:
-        return os.stat(f"/proc/{pid}").st_uid
-    except OSError:
-        return None
 
 
 def _environment_of(pid: int) -> dict[str, str]:
@@ -135,22 +125,3 @@ def _name_of(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return "a program that is gone"
-
-
-def _parent_of(pid: int) -> int:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[1])  # the name before the last parenthesis may hold blanks
-
-
-def _processes_of(uid: int) -> Iterator[int]:
-    """Give the processes of a user, the oldest ids first: the session's own come before what runs in it."""
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return
-    for pid in sorted(int(name) for name in names if name.isdecimal()):
-        if _uid_of(pid) == uid:
-            yield pid

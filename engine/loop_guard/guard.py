@@ -103,6 +103,18 @@ class LoopGuard:
                     self._changes.put_nowait((address, False))
         return proxy
 
+    async def follow(self, flow: Ends) -> bool:
+        """Look whether a flow that seems to lead in a circle is of a program behind a proxy; if so, it is let out from now on."""
+        try:
+            sock = await self._finder.find_socket(flow)
+            if sock is None or not await self._proxies.follow(sock):
+                return False
+        except ProcessError as error:
+            self._tell_failure(error)
+            return False
+        self._servers.retract(flow.destination)
+        return True
+
     def _tell_failure(self, error: ProcessError) -> None:
         if not self._failed:
             self._failed = True

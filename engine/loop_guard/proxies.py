@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 Endpoint = tuple[bytes, int]
 """Packed address and port of an upstream on this machine."""
 
+ENDPOINTS_MAX = 16
+"""Proxies that are followed, those of a chain among them."""
 INIT = 1
 """It holds the sockets of socket-activated services too, and everything is its child."""
 
@@ -97,6 +99,22 @@ class LocalProxies:
             self._look_next = asyncio.get_running_loop().create_task(self._look_after(self._look_now), name="look")
         await asyncio.shield(self._look_next)
 
+    async def follow(self, sock: Socket) -> bool:
+        """Take in the program of a socket if it is the next one in a chain; return whether it is.
+
+        A chain: the proxy hands its connections to another proxy on this machine (Privoxy to Tor), and that one sends them
+        out. It listens where the proxy is connected to now. Raises ProcessError.
+        """
+        if len(self._endpoints) >= ENDPOINTS_MAX:
+            return False
+        await self.look()
+        endpoint = await self._finder.in_thread(self._next_in_chain, sock)
+        if endpoint is None:
+            return False
+        self._endpoints += (endpoint,)
+        await self.look()
+        return sock.inode in self._view.sockets
+
     def close(self) -> None:
         """Give up looking; whoever waits is cancelled."""
         for task in self._look_now, self._look_next:
@@ -147,6 +165,22 @@ class LocalProxies:
         first = pids[0] if pids else None
         process = table.describe(first, listeners[0].uid)
         return _Proxy(inodes, tuple(pids), process, table.arguments(first) if first is not None else ())
+
+    def _next_in_chain(self, sock: Socket) -> Endpoint | None:
+        """Return where the proxies are connected to the program of a socket, or to one that has started it."""
+        table = self._finder.table
+        ours = self._view.sockets
+        holder = table.holders((sock.inode,), uids=(sock.uid,)).get(sock.inode)
+        if holder is None or sock.inode in ours:
+            return None
+        connected = {(one.remote, one.remote_port) for one in table.connections("tcp") if one.inode in ours}
+        listeners = table.listeners()
+        for pid in (holder.pid, *table.ancestors(holder.pid)):
+            held = table.sockets_of(pid)
+            for endpoint in connected.difference(self._endpoints):
+                if any(one.inode in held for one in _reached(endpoint, listeners)):
+                    return endpoint
+        return None
 
     # proxies that do not listen yet
 

@@ -44,6 +44,10 @@ class LearnedServers:
         if len(self._asked) > ASKED_MAX:
             self._asked.popitem(last=False)
 
+    def retract(self, address: bytes) -> None:
+        """It was no application that asked for it."""
+        self._asked.pop(address, None)
+
     def contacted(self, address: bytes, now: float, *, udp_socket: int | None = None) -> bool:
         """The proxy talks to it, `udp_socket` by UDP; return whether it is a server that was none before."""
         server = self._servers.get(address)

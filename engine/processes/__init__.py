@@ -95,6 +95,9 @@ class ProcessTable(Protocol):
     def uid_of(self, pid: int) -> int | None:
         """Return the effective user of a process; None when it is gone."""
 
+    def ancestors(self, pid: int) -> list[int]:
+        """Return the parent of a process, its parent, and so on, without init. Call it in a thread."""
+
     def arguments(self, pid: int) -> tuple[str, ...]:
         """Return the command line of a process, empty when it has none."""
 

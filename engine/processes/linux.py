@@ -96,6 +96,10 @@ class LinuxProcessTable:
         """See ProcessTable.descendants."""
         return proc.descendants(pid)
 
+    def ancestors(self, pid: int) -> list[int]:
+        """See ProcessTable.ancestors."""
+        return proc.ancestors(pid)
+
     def uid_of(self, pid: int) -> int | None:
         """See ProcessTable.uid_of."""
         return proc.uid_of(pid)

@@ -10,16 +10,31 @@ from collections.abc import Collection, Iterable, Iterator
 
 from engine.processes import Holder
 
-__all__ = ["descendants", "executable", "find_holders", "holds", "pids", "read_arguments", "sockets_of", "uid_of"]
+__all__ = [
+    "ancestors",
+    "descendants",
+    "executable",
+    "find_holders",
+    "holds",
+    "parent",
+    "pids",
+    "read_arguments",
+    "sockets_of",
+    "uid_of",
+]
 
 DESCENDANTS_MAX = 1024
 """Processes followed below one; a proxy has a handful."""
+ANCESTORS_MAX = 32
 _DELETED = " (deleted)"  # suffix of the link when the file was replaced, as by an upgrade
 
 
 def pids() -> list[int]:
-    """Return the ids of all processes."""
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    """Return the ids of all processes, none where there is no /proc."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    except OSError:
+        return []
 
 
 def uid_of(pid: int) -> int | None:
@@ -66,6 +81,26 @@ def descendants(pid: int) -> list[int]:
         children = _children(waiting.pop())
         found += children
         waiting += children
+    return found
+
+
+def parent(pid: int) -> int | None:
+    """Return the parent of a process; None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(
+                file.read().rpartition(b")")[2].split()[1]
+            )  # the name before the last parenthesis may hold blanks
+    except OSError:
+        return None
+
+
+def ancestors(pid: int) -> list[int]:
+    """Return the parent of a process, its parent, and so on, without init (1) and the kernel's (0)."""
+    found: list[int] = []
+    while len(found) < ANCESTORS_MAX and (next_one := parent(pid)) is not None and next_one > 1:
+        found.append(next_one)
+        pid = next_one
     return found
 
 

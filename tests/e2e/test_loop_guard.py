@@ -9,9 +9,20 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import Engine, running_engine
-from tests.support.netns import CLIENT_V4, CLIENT_V6, OTHER_TARGET_V4, TARGET_V4, TARGET_V6, Topology, wait_until
-from tests.support.sockets import flow, listening, udp_socket
-from tests.support.upstreams import targets, v2ray_process, vmess_client, vmess_server
+from tests.support.netns import (
+    CLIENT_V4,
+    CLIENT_V6,
+    OTHER_TARGET_V4,
+    TARGET_V4,
+    TARGET_V6,
+    Namespace,
+    Topology,
+    ip,
+    namespace,
+    wait_until,
+)
+from tests.support.sockets import connect, flow, listening, udp_socket
+from tests.support.upstreams import targets, tinyproxy_process, v2ray_process, vmess_client, vmess_server
 
 pytestmark = pytest.mark.e2e
 
@@ -124,3 +135,78 @@ def test_others_of_the_proxys_user_are_not_let_out(net: Topology, tmp_path: Path
                 app, peer = flow(net, server)
                 with app, peer:
                     assert peer.getpeername()[0] != CLIENT_V4
+
+
+@pytest.mark.usefixtures("servers")
+def test_chain_of_proxies_on_the_machine_is_followed(net: Topology, tmp_path: Path, run_dir: Path) -> None:
+    """The proxy that the engine knows is not the one whose connections leave."""
+    config = tmp_path / "tinyproxy.conf"
+    config.write_text("Port 8888\nListen 127.0.0.1\nTimeout 60\nLogLevel Warning\nupstream socks5 127.0.0.1:1081\n")
+    with (
+        vmess_client(net.client, tmp_path, server=SERVER, port=1081),
+        tinyproxy_process(net.client, config),
+        running_engine(net.client, run_dir, proxy="http://127.0.0.1:8888") as engine,
+        listening(net, TARGET_V4) as server,
+    ):
+        for _ in range(2):
+            app, peer = flow(net, server)
+            with app, peer:
+                assert peer.getpeername()[0] != CLIENT_V4
+                app.sendall(b"hello")
+                assert peer.recv(100) == b"hello"
+            wait_until(lambda: "the proxy at 127.0.0.1 port 1081 is v2ray (pid " in engine.log)
+        wait_until(lambda: device(net, SERVER) == "uplink", what="the route around the tun")
+
+
+CONTAINER, CLIENT_IN_CONTAINER_NET = "10.9.0.2", "10.9.0.1"
+
+
+@pytest.fixture
+def container(net: Topology) -> Iterator[Namespace]:
+    """A namespace behind the client, as a container is: what it sends is forwarded, and has no socket on the client."""
+    with namespace("container") as made:
+        with net.client.entered():
+            ip("link", "add", "bridge0", "type", "veth", "peer", "name", "eth0", "netns", made.name)
+            ip("addr", "add", f"{CLIENT_IN_CONTAINER_NET}/24", "dev", "bridge0")
+            ip("link", "set", "bridge0", "addrgenmode", "none", "up")
+            Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+        with made.entered():
+            ip("addr", "add", f"{CONTAINER}/24", "dev", "eth0")
+            ip("link", "set", "eth0", "addrgenmode", "none", "up")
+            ip("route", "add", "default", "via", CLIENT_IN_CONTAINER_NET)
+        yield made
+
+
+@pytest.mark.usefixtures("servers")
+def test_circle_that_nobody_can_see_is_cut_and_named_and_the_named_rule_opens_it(
+    net: Topology, container: Namespace, tmp_path: Path, run_dir: Path
+) -> None:
+    rule = f'{{"source_ip_cidr":"{CONTAINER}/32","outbound":"direct"}}'
+    with (
+        vmess_client(container, tmp_path, server=SERVER, host=CONTAINER),
+        running_engine(net.client, run_dir, proxy=f"socks5://{CONTAINER}:1080") as engine,
+        listening(net, TARGET_V4) as server,
+        connect(net.client, server.getsockname()) as app,
+    ):
+        # V2Ray says that it is connected before it has tried, and connects when there is something to send.
+        app.send(b"hello")
+        wait_until(lambda: "a circle was cut" in engine.log, 30)
+        assert f"what {CONTAINER} sends to {SERVER}:8443 goes to the proxy" in engine.log
+        assert rule in engine.log
+        assert sum(worker.drops.get("loop", 0) for worker in engine.status().workers) > 0
+    config = tmp_path / "config.json"
+    config.write_text(
+        f"""{{
+            "inbounds": [{{"type": "tun", "address": ["172.19.0.1/30", "fdfe::1/126"], "auto_route": true}}],
+            "outbounds": [
+                {{"type": "socks", "tag": "proxy", "server": "{CONTAINER}", "server_port": 1080}},
+                {{"type": "direct", "tag": "direct"}},
+            ],
+            "route": {{"rules": [{rule}], "final": "proxy"}},
+        }}"""
+    )
+    with (
+        vmess_client(container, tmp_path, server=SERVER, host=CONTAINER),
+        running_engine(net.client, run_dir, "-c", str(config), proxy=None),
+    ):
+        assert_carried(net)

@@ -31,6 +31,7 @@ __all__ = [
     "openssh",
     "targets",
     "tinyproxy",
+    "tinyproxy_process",
     "v2ray",
     "v2ray_process",
     "v2ray_without_udp",
@@ -278,8 +279,15 @@ def tinyproxy(internet: Namespace, work: Path) -> Iterator[str]:
     """Tinyproxy: HTTP CONNECT with a password; no UDP."""
     config = work / "tinyproxy.conf"
     config.write_text(_TINYPROXY.format(host=PROXY_V4, port=8888, user=USER, password="secret"))
-    with _daemon(internet, [needs("tinyproxy", "tinyproxy-bin"), "-d", "-c", str(config)], port=8888):
+    with tinyproxy_process(internet, config, host=PROXY_V4):
         yield f"http://{USER}:secret@{PROXY_V4}:8888"
+
+
+def tinyproxy_process(
+    namespace: Namespace, config: Path, *, host: str = "127.0.0.1", port: int = 8888
+) -> AbstractContextManager[None]:
+    """Tinyproxy with a configuration that says so."""
+    return _daemon(namespace, [needs("tinyproxy", "tinyproxy-bin"), "-d", "-c", str(config)], host=host, port=port)
 
 
 def over_ipv6(internet: Namespace, work: Path) -> AbstractContextManager[str]:

@@ -16,6 +16,7 @@ from shared import control
 from shared.config import Policy, Resolve, WorkerConfig
 from shared.metrics import Counters
 from shared.rules.matcher import Compiler
+from workers.relay.loops import LoopWatch
 from workers.relay.policy import PolicyInForce
 from workers.relay.processes import Processes
 from workers.relay.services import DnsService
@@ -73,8 +74,8 @@ class Relay:
             )
         )
         self.policy = PolicyInForce(self._outbounds, dns, self.processes)
-        self._tcp = TcpRelay(loop, self.policy, counters, self._log_failure)
-        self._udp = UdpRelay(loop, self.policy, config.udp, counters, self._log_failure)
+        self._tcp = TcpRelay(loop, self.policy, counters, self._log_failure, LoopWatch(counters, tell))
+        self._udp = UdpRelay(loop, self.policy, config.udp, counters, self._log_failure, LoopWatch(counters, tell))
         self.on_syn = self._tcp.on_syn
         self.on_datagram = self._udp.on_datagram
         self._log_again_at = 0.0

@@ -18,6 +18,7 @@ from shared.rules.matcher import NeedProcess
 from workers.relay.dns_stream import DnsStream
 from workers.relay.facts import FlowFacts
 from workers.relay.first_bytes import FirstBytes
+from workers.relay.loops import LoopWatch
 from workers.relay.policy import PolicyInForce
 from workers.relay.router import Verdict
 from workers.relay.tcp_flow import TcpFlow
@@ -34,7 +35,7 @@ SEND_TIMEOUT = 30.0  # seconds for the outbound to take the first bytes, 16 KiB 
 
 
 class TcpRelay:
-    """Owns the TCP flows. `on_failed` is told of outbounds that do not work."""
+    """Owns the TCP flows. `on_failed` is told of outbounds that do not work; `loops` is asked about each flow."""
 
     def __init__(
         self,
@@ -42,7 +43,9 @@ class TcpRelay:
         policy: PolicyInForce,
         counters: Counters,
         on_failed: Callable[[ProxyFailed], None],
+        loops: LoopWatch,
     ) -> None:
+        self._loops = loops
         self._loop = loop
         self._policy = policy
         self._counters = counters
@@ -141,6 +144,8 @@ class TcpRelay:
 
     async def _dial(self, flow: TcpFlow, outbound: Outbound) -> socket.socket:
         """Return a socket to the first target that can be had. Raises UpstreamError."""
+        if outbound.kind != "direct" and not self._loops.admits(flow.facts, len(self.flows), self.flows, monotonic()):
+            raise DestinationRefused("it leads in a circle", Refusal.NET_UNREACHABLE)
         decision, trail = flow.facts.decision, flow.facts.trail
         port = decision.flow.destination_port
         *others, last = decision.targets()

@@ -17,6 +17,7 @@ from shared.metrics import Cell, Counters
 from shared.rules.flow import Ends
 from shared.rules.matcher import NeedProcess
 from workers.relay.facts import FlowFacts
+from workers.relay.loops import LoopWatch
 from workers.relay.policy import PolicyInForce
 from workers.relay.router import Ask, Verdict
 from workers.relay.udp_flow import Carrier, Endpoint, Target, UdpFlow
@@ -51,7 +52,9 @@ class UdpRelay:
         config: UdpConfig,
         counters: Counters,
         on_failed: Callable[[ProxyFailed], None],
+        loops: LoopWatch,
     ) -> None:
+        self._loops = loops
         self.counters = counters
         self.flows: dict[Endpoint, UdpFlow] = {}
         self._loop = loop
@@ -194,6 +197,11 @@ class UdpRelay:
 
     def _attach(self, flow: UdpFlow, target: Target, outbound: Outbound) -> None:
         """Have the target carried by the endpoint's leg through `outbound`."""
+        if outbound.kind != "direct" and not self._loops.admits(
+            target.facts, len(self.flows), self.targets(), monotonic()
+        ):
+            self._refuse_target(flow, target)
+            return
         decision = target.facts.decision
         timeout = decision.udp_timeout or PROTOCOL_TIMEOUTS.get(decision.flow.protocol or "")
         flow.idle_timeout = max(flow.idle_timeout, timeout or self._config.idle_timeout)

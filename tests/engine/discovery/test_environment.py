@@ -100,9 +100,9 @@ def test_ancestors_are_not_asked_without_a_change_of_user(no_proxy_variables: py
 def test_ancestors_are_asked_up_to_the_other_user(no_proxy_variables: pytest.MonkeyPatch) -> None:
     """engine <- sudo (root) <- bash (1000) <- terminal (1000)"""
     sudo, bash, terminal = os.getppid(), 70001, 70002
-    no_proxy_variables.setattr(under_test, "_parent_of", {sudo: bash, bash: terminal, terminal: 1}.__getitem__)
+    no_proxy_variables.setattr(under_test.proc, "ancestors", lambda pid: [sudo, bash, terminal])
     other = os.geteuid() + 1000
-    no_proxy_variables.setattr(under_test, "_uid_of", {sudo: os.geteuid(), bash: other, terminal: other}.get)
+    no_proxy_variables.setattr(under_test.proc, "uid_of", {sudo: os.geteuid(), bash: other, terminal: other}.get)
     no_proxy_variables.setattr(under_test, "_environment_of", lambda pid: {"all_proxy": f"socks5://of-{pid}:1"})
     candidates, _ = environment_candidates()
     assert [candidate.proxy.host for candidate in candidates] == [f"of-{sudo}", f"of-{bash}"]

@@ -31,6 +31,14 @@ def test_address_asked_for_long_ago_may_be_one() -> None:
     assert servers.contacted(SITE, ASKED_FOR + 1)
 
 
+def test_question_that_was_none_of_an_application_is_taken_back() -> None:
+    servers = LearnedServers()
+    servers.asked_for(SERVER, 0.0)
+    servers.retract(SERVER)
+    servers.retract(SITE)
+    assert servers.contacted(SERVER, 1.0)
+
+
 def test_question_renews_what_was_asked_before() -> None:
     servers = LearnedServers()
     servers.asked_for(SITE, 0.0)

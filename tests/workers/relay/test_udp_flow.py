@@ -18,6 +18,7 @@ from shared.wire.socks5 import encode_udp_header
 from tests.support.loop import on_loop, until
 from tests.support.peers import Endpoint, closed_port, recvfrom, script, tcp_server, udp_echo
 from tests.workers.relay.application import Datagrams
+from workers.relay.loops import LoopWatch
 from workers.relay.policy import PolicyInForce
 from workers.relay.udp_flow import QUEUE_DATAGRAMS
 from workers.relay.udp_relay import UdpRelay
@@ -81,7 +82,7 @@ def relay(proxy: Endpoint, kind: str = "socks5", **udp: Any) -> Iterator[Setup]:
     )
     policy = PolicyInForce(outbounds, SystemDns(loop), cast(Any, None))
     policy.load(Policy(outbounds=(ProxyOutbound(tag="proxy", proxy=config),)), Compiler())
-    udp_relay = UdpRelay(loop, policy, UdpConfig(**udp), counters, failures.append)
+    udp_relay = UdpRelay(loop, policy, UdpConfig(**udp), counters, failures.append, LoopWatch(counters, print))
     udp_relay.stack = cast(Any, app)
     try:
         yield Setup(udp_relay, app, counters, support, failures)
