@@ -26,6 +26,7 @@ from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
 from engine.config.resolve import upstream_addresses
 from engine.control import ControlServer
+from engine.fake_names import FakeNamesError, fake_ip_config, open_fake_names
 from engine.groups import Groups
 from engine.heartbeat import Heartbeat
 from engine.http import HttpOptions
@@ -43,6 +44,7 @@ from engine.run.network import PrivateNetwork
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Report, Supervisor, WorkerFailed
 from engine.tun import TunDevice, open_tun
+from engine.udp_support import UdpOfProxies
 from engine.watchdog import CHECK_INTERVAL, Watchdog
 from shared.config import ProxyOutbound, WorkerConfig
 from shared.control import Delay, FindProcess, Flows, LoopSuspected, Measured, Reloaded, UdpSupport, Used
@@ -113,7 +115,7 @@ class _Master:
 
     def __init__(self, options: StartOptions) -> None:
         self.options = options
-        self.udp = "unknown"
+        self.udp = UdpOfProxies()
         self.listeners: list[socket.socket] = []  # of the HTTP process
         self.counted: list[str] = []  # tags of outbounds in the order of their rows in the counters; only ever grows
         self.failure: EngineFailed | WorkerFailed | None = None
@@ -159,7 +161,7 @@ class _Master:
             supervisor=self.supervisor,
             ingress=self.ingress,
             proxy=self.destination,
-            udp=lambda: self.udp,
+            udp=lambda: str(self.udp),
             outbounds=self.counted,
         )
         if config.http is not None:
@@ -216,6 +218,12 @@ class _Master:
 
     async def _start_workers(self, layout: PoolLayout, undo: AsyncExitStack) -> None:
         options, user = self.options, self.options.config
+        try:
+            fake_names = open_fake_names(user, options.run_dir)
+        except FakeNamesError as error:
+            raise EngineFailed(str(error)) from error
+        if fake_names is not None:
+            undo.callback(fake_names.close)
         own_user = os.geteuid() == 0 and _may_become(WORKER_UID)
         self.counted += [outbound.tag for outbound in user.policy.outbounds]
         policy = msgspec.structs.replace(user.policy, counted=tuple(self.counted))
@@ -241,10 +249,18 @@ class _Master:
             mark=None if own_user or options.tun is not None else FWMARK,
             header_len=self.tun.header_len,
             secret=secrets.token_bytes(16),
+            dns_addresses=user.tun.dns_addresses,
+            fake_ip=fake_ip_config(user),
             log_level=user.log.level,
             log_format=user.log.format,
         )
-        self.supervisor = Supervisor(config, pool=self.pool, tun_fd=self.tun.fd, on_report=self._on_report)
+        self.supervisor = Supervisor(
+            config,
+            pool=self.pool,
+            tun_fd=self.tun.fd,
+            fake_ip_fd=fake_names.fd if fake_names is not None else None,
+            on_report=self._on_report,
+        )
         undo.push_async_callback(self.supervisor.stop)
         self.groups = Groups(self.supervisor, config.policy)
         self.answers = Answers(self.supervisor)
@@ -334,7 +350,7 @@ class _Master:
     def _on_report(self, worker: int, report: Report) -> None:
         match report:
             case UdpSupport():
-                self._on_udp_support(report.supported, report.reason)
+                self.udp.on_report(report)
             case Measured():
                 self.groups.on_measured(worker, report)
             case Used():
@@ -345,17 +361,6 @@ class _Master:
                 self.owners.answer(worker, report)
             case LoopSuspected():
                 self.owners.suspect(report)
-
-    def _on_udp_support(self, supported: bool, reason: str) -> None:
-        state = "yes" if supported else f"no: {reason}"
-        if state != self.udp:
-            self.udp = state
-            if supported:
-                log.info("the proxy relays UDP")
-            else:
-                log.warning(
-                    "the proxy does not relay UDP (%s): datagrams are refused with ICMP port unreachable", reason
-                )
 
     async def _on_request(self, request: Request) -> Reply:
         if isinstance(request, Stop):

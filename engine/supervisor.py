@@ -117,11 +117,17 @@ class Supervisor:
     """
 
     def __init__(
-        self, config: WorkerConfig, *, pool: Pool, tun_fd: int, on_report: Callable[[int, Report], None]
+        self,
+        config: WorkerConfig,
+        *,
+        pool: Pool,
+        tun_fd: int,
+        fake_ip_fd: int | None = None,
+        on_report: Callable[[int, Report], None],
     ) -> None:
         self._config = config
         self._pool = pool
-        self._tun_fd = tun_fd
+        self._fds = (pool.fd, tun_fd) if fake_ip_fd is None else (pool.fd, tun_fd, fake_ip_fd)
         self._on_report = on_report
         self._loop = asyncio.get_running_loop()
         self.ingress: Ingress | None = None
@@ -204,7 +210,7 @@ class Supervisor:
     def _spawn(self, worker: _Worker) -> None:
         """Start the process. Raises OSError when the machine has no memory or process left for it."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fds = (theirs.fileno(), self._pool.fd, self._tun_fd, worker.doorbell)
+        fds = (theirs.fileno(), worker.doorbell, *self._fds)
         worker.set_state(WorkerState.STARTING)
         worker.exited.clear()
         worker.started_at = monotonic()
@@ -213,7 +219,7 @@ class Supervisor:
         try:
             # -P: never import from the directory the user happens to stand in.
             worker.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workers", *map(str, fds), str(os.getpid())],
+                [sys.executable, "-P", "-m", "workers", str(os.getpid()), *map(str, fds)],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 cwd="/",

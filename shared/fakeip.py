@@ -31,7 +31,7 @@ from zlib import crc32
 
 from shared.ring import fence
 
-__all__ = ["NAMES", "FakeIpLayout", "FakeIpTable"]
+__all__ = ["NAMES", "FakeIpLayout", "FakeIpTable", "fake_ip_layout"]
 
 NAMES = 1 << 17
 """Names in a table that is not told otherwise: as many as 198.18.0.0/15 has addresses, in 36 MiB once all are used."""
@@ -72,6 +72,13 @@ class FakeIpLayout:
         self.index_at = _up(self.entries_at + _ENTRY * self.names, 8)
         self.size = _up(self.index_at + 8 * self.index_words, mmap.PAGESIZE)
         self.signature = hashlib.blake2b(repr((1, self.names, self.first)).encode(), digest_size=32).digest()
+
+
+def fake_ip_layout(inet4: str | None, inet6: str | None) -> FakeIpLayout:
+    """Return the layout of a table for ranges given as text. Raises ValueError."""
+    return FakeIpLayout(
+        IPv4Network(inet4, strict=False) if inet4 else None, IPv6Network(inet6, strict=False) if inet6 else None
+    )
 
 
 def _up(size: int, unit: int) -> int:

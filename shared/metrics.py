@@ -168,6 +168,8 @@ class OutboundCell(IntEnum):
     """Monotonic milliseconds of the last attempt that showed that the outbound works."""
     FAILED_AT = 9
     """Monotonic milliseconds of the last attempt that showed that it does not."""
+    UDP = 10
+    """Of a proxy: 0 not known, 1 it relays no UDP, 2 it opens associations, 3 an answer has come through one."""
     CONNECT = 16
     """Histogram: seconds that a TCP connection took to be made."""
 

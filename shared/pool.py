@@ -1,6 +1,7 @@
 """The packet pool and all shared memory of a run, in one memfd.
 
     | counters: one row per process | per worker: ring (packets to it), free ring (slots back) | slots, SLOT_SIZE each |
+    | per worker: names of the addresses that it has answered |
 
 The master creates it and owns the free list; a worker maps it through the inherited descriptor, reads packets out of slots,
 and returns each slot over its free ring. A slot has one owner at a time: the master, or the worker it was sent to.
@@ -9,6 +10,7 @@ and returns each slot over its free ring. A slot has one owner at a time: the ma
 import mmap
 import os
 
+from shared.answered import PART_SIZE, AnsweredNames
 from shared.metrics import CELLS
 from shared.ring import Ring, ring_size
 
@@ -31,7 +33,8 @@ class PoolLayout:
         self.ring_size = ring_size(ring_entries, inline=True)
         self.free_size = ring_size(self.free_entries, inline=False)
         self.slots_at = self.counters_size + workers * (self.ring_size + self.free_size)
-        self.size = self.slots_at + slots * SLOT_SIZE
+        self.answered_at = self.slots_at + slots * SLOT_SIZE
+        self.size = self.answered_at + workers * PART_SIZE
 
 
 class Pool:
@@ -75,6 +78,12 @@ class Pool:
         """The ring by which `worker` returns slots to the master."""
         at = self._ring_at(worker) + self.layout.ring_size
         return Ring(self._memory[at : at + self.layout.free_size], self.layout.free_entries, inline=False)
+
+    def answered(self, worker: int) -> AnsweredNames:
+        """What names the workers have answered addresses for, as `worker` writes and reads it; one for a process."""
+        at = self.layout.answered_at
+        parts = [self._memory[at + i * PART_SIZE : at + (i + 1) * PART_SIZE] for i in range(self.layout.workers)]
+        return AnsweredNames(parts, worker)
 
     def reset_rings(self, worker: int) -> None:
         """Zero both rings of a worker that is dead and reaped; both ends must be made anew."""

@@ -1,4 +1,4 @@
-"""`python -m workers CONTROL POOL TUN DOORBELL MASTER_PID`: inherited descriptors; started by engine/supervisor.py."""
+"""`python -m workers MASTER_PID CONTROL DOORBELL POOL TUN [FAKE_IP]`: inherited descriptors; started by engine/supervisor.py."""
 
 import sys
 

@@ -18,21 +18,25 @@ import uvloop
 from shared import control
 from shared.channel import channel_to_master, receive_from_master, send_now
 from shared.config import DirectOutbound, Policy, ProxyOutbound, WorkerConfig
+from shared.fakeip import FakeIpTable, fake_ip_layout
 from shared.log import configure_logging
 from shared.pool import Pool, PoolLayout
 from shared.privileges import CAP_NET_ADMIN, drop_privileges
 from shared.rules.matcher import Compiler
+from workers.dns.names import KnownNames
+from workers.dns.worker_dns import WorkerDns
 from workers.link import Link
 from workers.relay.relay import Relay
 from workers.stack.stack import Stack
-from workers.system_dns import SystemDns
 
 __all__ = ["run"]
 
 log = logging.getLogger(__name__)
 
 
-def run(control_fd: int, pool_fd: int, tun_fd: int, doorbell: int, master_pid: int) -> int:
+def run(
+    master_pid: int, control_fd: int, doorbell: int, pool_fd: int, tun_fd: int, fake_ip_fd: int | None = None
+) -> int:
     """Serve until told to stop; returns the exit code."""
     channel = socket.socket(fileno=control_fd)
     message = receive_from_master(channel)
@@ -53,10 +57,24 @@ def run(control_fd: int, pool_fd: int, tun_fd: int, doorbell: int, master_pid: i
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    return uvloop.run(_serve(config, channel, pool, tun_fd, doorbell))
+    return uvloop.run(_serve(config, channel, pool, _fake_ip(config, fake_ip_fd), tun_fd, doorbell))
 
 
-async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool, tun_fd: int, doorbell: int) -> int:
+def _fake_ip(config: WorkerConfig, fd: int | None) -> FakeIpTable | None:
+    ranges = config.fake_ip
+    if ranges is None or fd is None:
+        return None
+    return FakeIpTable.attach(fd, fake_ip_layout(ranges.inet4_range, ranges.inet6_range))
+
+
+async def _serve(
+    config: WorkerConfig,
+    control_socket: socket.socket,
+    pool: Pool,
+    fake_ip: FakeIpTable | None,
+    tun_fd: int,
+    doorbell: int,
+) -> int:
     loop = asyncio.get_running_loop()
     counters = pool.counters[config.index]
     stopped = asyncio.Event()
@@ -93,7 +111,10 @@ async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool
         header_len=config.header_len,
         counters=counters,
     )
-    relay = Relay(loop, config, counters, SystemDns(loop), channel.send)
+    names = KnownNames(fake_ip, pool.answered(config.index))
+    dns = WorkerDns(loop, counters, names, fake_ip=config.fake_ip, own=frozenset(config.dns_addresses))
+    relay = Relay(loop, config, counters, dns, channel.send)
+    dns.find_owner = relay.processes.owner_of
     failure = _load(relay, config.policy)
     if failure is not None:
         channel.send(control.Failed(failure))
@@ -119,6 +140,7 @@ async def _serve(config: WorkerConfig, control_socket: socket.socket, pool: Pool
     link.close()
     stack.close(monotonic())
     relay.close()
+    dns.close()
     channel.close()
     return 0 if failure is None else 1
 

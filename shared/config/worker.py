@@ -8,7 +8,7 @@ from shared.config.dns import DnsConfig
 from shared.config.outbound import OutboundConfig
 from shared.config.route import RouteConfig
 
-__all__ = ["Policy", "StackConfig", "UdpConfig", "WorkerConfig"]
+__all__ = ["FakeIpConfig", "Policy", "StackConfig", "UdpConfig", "WorkerConfig"]
 
 
 class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +57,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Tags in the order of their rows in the counters (shared/metrics.py). A reload only appends: a row keeps its outbound."""
 
 
+class FakeIpConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The table of fake addresses (shared/fakeip.py), whose memory a worker inherits."""
+
+    inet4_range: str | None
+    inet6_range: str | None
+
+
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker needs beside its inherited descriptors."""
 
@@ -76,5 +83,9 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes before the IP packet on the tun (engine.tun.TunDevice): virtio header, protocol family of a utun, or nothing."""
     secret: bytes = b""
     """16 random bytes per run: key of initial sequence numbers (RFC 6528)."""
+    dns_addresses: tuple[str, ...] = ()
+    """Addresses at which the DNS service answers; never asked as servers."""
+    fake_ip: FakeIpConfig | None = None
+    """None: no name has a fake address."""
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"

@@ -313,7 +313,7 @@ async def test_routing_mark_keeps_the_one_capability_that_it_needs() -> None:
 CANNOT_START = f"""#!{sys.executable}
 import socket, sys
 from shared import control
-channel = socket.socket(fileno=int(sys.argv[4]))  # after -P -m workers
+channel = socket.socket(fileno=int(sys.argv[5]))  # after -P -m workers MASTER_PID
 channel.send(control.encode(control.Failed("the moon is full")))
 """
 

@@ -30,6 +30,7 @@ from workers.dns.cache import FAILURE_TTL, Answer, Cache
 from workers.dns.exchange import exchange
 from workers.dns.rules import Choice, Chooser, Verdict, flow_of
 from workers.dns.servers.addressee import AddresseeServers, scope_of
+from workers.dns.servers.legs import LegPath
 from workers.dns.wire import BadQuery, BadReply, Query, check_name, parse_query, parse_reply
 
 __all__ = ["DnsService", "Question", "Servers"]
@@ -59,6 +60,17 @@ class Servers:
     asking: dict[str, Server]
     knowing: dict[str, KnowingServer]
     addressees: dict[str, AddresseeServers]
+    paths: tuple[LegPath, ...] = ()
+    """What they share."""
+
+    def close(self) -> None:
+        """Close all connections and legs."""
+        for server in self.asking.values():
+            server.close()
+        for addressees in self.addressees.values():
+            addressees.close()
+        for path in self.paths:
+            path.close()
 
 
 class Question(NamedTuple):
@@ -93,7 +105,7 @@ class DnsService:
         servers: Servers,
         counters: Counters,
         *,
-        find_owner: Callable[[Flow], Awaitable[ProcessInfo]] | None = None,
+        find_owner: Callable[[Ends], Awaitable[ProcessInfo]] | None = None,
         on_addresses: Callable[[bytes, tuple[bytes, ...]], None] | None = None,
     ) -> None:
         self._loop = loop
@@ -116,10 +128,7 @@ class DnsService:
             task.cancel()
         self._counters[Cell.DNS_WAITING] -= len(self._fetches)
         self._fetches.clear()
-        for server in self._servers.asking.values():
-            server.close()
-        for addressees in self._servers.addressees.values():
-            addressees.close()
+        self._servers.close()
 
     def set_h3(self, offered: bool) -> None:
         """Say whether QUIC is carried; if not, HTTPS records are not to offer it, and those in the cache are forgotten."""
@@ -212,9 +221,7 @@ class DnsService:
 
     async def _decide_with_owner(self, flow: Flow, question: Question) -> None:
         assert self._find_owner is not None and question.asker is not None
-        flow.destination = question.asker.destination  # the socket is found by both its ends
-        flow.process = await self._find_owner(flow)
-        flow.destination = b""
+        flow.process = await self._find_owner(question.asker)
         self._choose(flow, question)
 
     def _choose(self, flow: Flow, question: Question) -> None:

@@ -8,6 +8,7 @@ from shared.rules.matcher import Compiler
 from workers.relay.facts import FlowFacts
 from workers.relay.router import Router
 from workers.relay.services import DnsService, ProcessService
+from workers.upstream import Outbound
 from workers.upstream.build import Outbounds
 
 __all__ = ["PolicyInForce"]
@@ -29,6 +30,12 @@ class PolicyInForce:
         self.outbounds.load(policy)
         self._router = Router(policy, rules, self.outbounds.by_tag)
 
+    @property
+    def final(self) -> Outbound:
+        """The outbound of flows that no rule takes."""
+        assert self._router is not None, "a policy is loaded before packets flow"
+        return self._router.final
+
     def begin(self, ends: Ends) -> FlowFacts:
         """Return what is known of a new flow, its decision not yet made."""
         assert self._router is not None, "a policy is loaded before packets flow"
@@ -42,7 +49,9 @@ class PolicyInForce:
             destination_name=name if is_fake else None,
             domain=None if is_fake else name,
         )
-        return FlowFacts(next(self._numbers), ends, self._router.begin(flow))
+        decision = self._router.begin(flow)
+        decision.is_lost = is_fake and name is None
+        return FlowFacts(next(self._numbers), ends, decision)
 
     async def find_process(self, facts: FlowFacts) -> None:
         """Answer NeedProcess."""

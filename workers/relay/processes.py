@@ -52,6 +52,10 @@ class Processes:
             del self._waiting[number]
         return found.process, found.direct
 
+    async def owner_of(self, ends: Ends) -> ProcessInfo:
+        """Return the owner alone, for DNS rules."""
+        return (await self.of(ends))[0]
+
     def found(self, answer: ProcessFound) -> None:
         """The master has answered; too late is too late."""
         waiting = self._waiting.get(answer.id)

@@ -68,7 +68,7 @@ class Relay:
                 mark=config.mark,
                 measures=config.index == 0,
                 look_up=self._look_up,
-                on_udp_support=lambda tag, supported, reason: tell(control.UdpSupport(supported, reason, tag)),
+                on_udp_support=self._on_udp_support,
                 on_used=lambda tag: tell(control.Used(tag)),
                 on_measured=self._on_measured,
             )
@@ -98,8 +98,14 @@ class Relay:
 
         Raises ValueError for a wrong address or regular expression in a rule; then the policy before it stays in force.
         """
+        take_dns = self._dns.prepare(policy, compiler)
         self.policy.load(policy, compiler)
         self._default_resolver = policy.route.default_domain_resolver
+        take_dns(self._outbounds.by_tag, self._outbounds.own_direct, self.policy.final)
+
+    def _on_udp_support(self, tag: str, supported: bool, reason: str) -> None:
+        self._tell(control.UdpSupport(supported, reason, tag))
+        self._loop.call_soon(self._dns.note_outbounds)
 
     def close(self) -> None:
         """Reset every flow, close every leg and every outbound. Tasks are cancelled; they end in the loop's next turn."""
@@ -136,6 +142,7 @@ class Relay:
         self._tell(control.Measured(group.tag, group.chosen.tag, delays))
 
     def _interrupt(self, group: ChosenMember) -> None:
+        self._dns.note_outbounds()
         if group.interrupts:
             # By its tag: a reload may have made the group anew since.
             self._tcp.close_those(lambda facts: any(taken.tag == group.tag for taken in facts.trail))

@@ -28,7 +28,10 @@ SERVER_SPEAKS_FIRST = frozenset((25, 110, 143, 465, 587, 993, 995))
 OWN_FLOW = "the proxy's own connection"
 """In the place of a rule: why a flow goes out directly."""
 
-_DROP = Reject(method="drop")
+LOST = "the address stands for no name any more"
+"""In the place of a rule: why a flow is refused, so that the program asks for the name again."""
+
+_DROP, _REFUSE = Reject(method="drop"), Reject()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +83,25 @@ class Decision:
 
     flow         what is known of it; rules' actions and whoever answers an Ask change it
     exempt       takes the flow whatever the rules say
+    is_lost      the destination is an address that stood for a name, and does no more
     udp_timeout  what a rule has said
     """
 
-    __slots__ = ("_next", "_router", "exempt", "flow", "udp_timeout")
+    __slots__ = ("_next", "_router", "exempt", "flow", "is_lost", "udp_timeout")
 
     def __init__(self, router: Router, flow: Flow) -> None:
         self._router = router
         self._next = 0
         self.flow = flow
         self.exempt: Outbound | None = None
+        self.is_lost = False
         self.udp_timeout: float | None = None
 
     def advance(self, now: float) -> Verdict | Ask:
         """Go on to the end, or to what must be known first."""
         flow, router = self.flow, self._router
+        if self.is_lost:
+            return Verdict(_REFUSE, LOST)
         if router.guards and flow.process is None:
             return NeedProcess(0)
         if self.exempt is not None:

@@ -1,13 +1,18 @@
 """What the relay asks of the other parts of a worker. The composition root (workers/worker.py) provides it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from shared.config import Resolve
+from shared.config import Policy, Resolve
 from shared.process import ProcessInfo
 from shared.rules.flow import Ends
+from shared.rules.matcher import Compiler
+from workers.upstream import Outbound
 
-__all__ = ["DnsService", "ProcessService"]
+__all__ = ["DnsService", "ProcessService", "TakePolicy"]
+
+TakePolicy = Callable[[Mapping[str, Outbound], Outbound, Outbound], None]
+"""Takes a policy that was prepared, given its outbounds by tag, the one past all proxies, and that of flows no rule takes."""
 
 
 class DnsService(Protocol):
@@ -21,6 +26,12 @@ class DnsService(Protocol):
 
     async def look_up(self, name: str, how: Resolve) -> Sequence[bytes]:
         """Return the packed addresses of `name`, best first; `how` as a rule says. Raises UpstreamError."""
+
+    def prepare(self, policy: Policy, compiler: Compiler) -> TakePolicy:
+        """Look through the DNS part of a policy; return what takes it. Raises ValueError."""
+
+    def note_outbounds(self) -> None:
+        """What outbounds carry, or which members groups have chosen, may have changed."""
 
     def name_of(self, address: bytes) -> tuple[str | None, bool]:
         """Return the name that a packed address was given out for, and whether it is a fake one, which leads nowhere."""

@@ -1,12 +1,17 @@
-"""The outbound that is a proxy. Whether it relays UDP is found out by trying, and remembered for a while."""
+"""The outbound that is a proxy. Whether it relays UDP is found out by trying, and remembered for a while.
+
+What opening an association shows counts until somebody has asked a question through one (`judge_udp`): some proxies open
+associations and relay nothing.
+"""
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable
 from time import monotonic
 
 from shared.config import ProxyOutbound
-from shared.metrics import Counters
+from shared.metrics import Counters, OutboundCell
 from workers.upstream import Leg, LegOwner, ProxyFailed, Trail, UdpUnsupported, UpstreamError, WrongNetwork
 from workers.upstream.health import Health
 from workers.upstream.sockets import Sockets
@@ -14,16 +19,22 @@ from workers.upstream.socks import Dialer, SocksUpstream
 from workers.upstream.socks5_leg import SocksLeg
 from workers.upstream.socks5_udp import associate
 
-__all__ = ["ProxyUpstream"]
+__all__ = ["UNVERIFIED", "ProxyUpstream"]
 
 UNSUPPORTED_FOR = 30.0
 """Seconds until a proxy without UDP is asked again."""
 FAILED_FOR = 1.0
 """Seconds until a proxy that failed is asked again for UDP."""
 
+UNVERIFIED = "not verified"
+"""Why it is not sure that UDP works: associations open, but nothing has come through one yet."""
+
 
 class ProxyUpstream:
-    """`on_udp_support` is told whether the proxy relays UDP, with a reason, when that is first known and when it changes."""
+    """`on_udp_support` is told whether the proxy relays UDP, when that is first known and when it changes.
+
+    With a reason why not; or why that is not sure, though it opens associations.
+    """
 
     def __init__(
         self,
@@ -47,7 +58,7 @@ class ProxyUpstream:
         self._dialer = Dialer(Sockets(loop, config.dial, mark=mark), config.proxy)
         self._tcp = SocksUpstream(self._dialer)
         self._on_udp_support = on_udp_support
-        self._udp_supported: bool | None = None  # as told to `on_udp_support`
+        self._udp_told: tuple[bool, str] | None = None  # as told to `on_udp_support`
         self._udp_error: UpstreamError | None = None
         self._udp_again_at = 0.0
 
@@ -80,9 +91,17 @@ class ProxyUpstream:
         trail.append(self)
         if (known := self.refuses_udp()) is not None:
             raise known
-        if self._udp_supported is False:
+        if self._udp_told is not None and not self._udp_told[0]:
             # One association asks again; until it knows, the answer to the others stays what it was.
             self._udp_again_at = monotonic() + UNSUPPORTED_FOR
+        leg = await self.try_udp(owner, host)
+        self._udp_again_at = 0.0
+        if self._udp_told is None or not self._udp_told[0]:
+            self._tell_support(True, UNVERIFIED)
+        return leg
+
+    async def try_udp(self, owner: LegOwner, host: str | None = None) -> Leg:
+        """Open an association, whatever is known of the proxy. Raises UpstreamError."""
         try:
             association = await associate(self._dialer)
         except UdpUnsupported as error:
@@ -93,18 +112,26 @@ class ProxyUpstream:
             self._refuse_udp(error, FAILED_FOR)
             self._health.failed(error)
             raise
-        self._udp_again_at = 0.0
         self._health.associated()
-        self._tell_support(True, "")
         return SocksLeg(self._loop, association, owner, self._counters, self._buffer, alone=host is not None)
+
+    def judge_udp(self, works: bool, reason: str) -> None:
+        """A question through an association has shown this; it holds until the next judgement."""
+        if works:
+            self._udp_again_at = 0.0
+        else:
+            self._refuse_udp(UdpUnsupported(f"the proxy {self._dialer.proxy} carries no UDP: {reason}"), math.inf)
+        self._tell_support(works, reason)
 
     def _refuse_udp(self, error: UpstreamError, seconds: float) -> None:
         self._udp_error = error
         self._udp_again_at = monotonic() + seconds
 
     def _tell_support(self, supported: bool, reason: str) -> None:
-        if supported is not self._udp_supported:
-            self._udp_supported = supported
+        if (supported, reason) != self._udp_told:
+            self._udp_told = supported, reason
+            state = (3 if not reason else 2) if supported else 1
+            self._counters[self.cells + OutboundCell.UDP] = state
             self._on_udp_support(self.tag, supported, reason)
 
     def close(self) -> None:

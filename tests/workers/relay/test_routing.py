@@ -33,11 +33,13 @@ from shared.config import (
 from shared.metrics import Cell, OutboundCell, outbound_at
 from shared.process import ProcessInfo
 from shared.rules.flow import Ends
+from shared.rules.matcher import Compiler
 from tests.support.loop import on_loop, until
 from tests.support.netns import TARGET_V4, TARGET_V6
 from tests.support.peers import Endpoint, closed_port, echo, recvfrom, tcp_server, udp_echo
 from tests.workers.relay.world import World, network, proxy_outbound
 from workers.relay.router import REJECTS_MAX
+from workers.relay.services import TakePolicy
 
 pytestmark = pytest.mark.e2e
 
@@ -69,6 +71,12 @@ class Names:
 
     async def look_up(self, name: str, how: Resolve) -> Sequence[bytes]:
         return [socket.inet_aton(self.known[name])]
+
+    def prepare(self, policy: Policy, compiler: Compiler) -> TakePolicy:
+        return lambda outbounds, direct, final: None
+
+    def note_outbounds(self) -> None:
+        pass
 
     def name_of(self, address: bytes) -> tuple[str | None, bool]:
         return self.fake.get(address), address in self.fake

@@ -15,6 +15,7 @@ from shared.config import Policy, ProxyConfig, ProxyOutbound, Resolve, UdpConfig
 from shared.metrics import CELLS, Cell
 from shared.rules.matcher import Compiler
 from shared.wire.socks5 import encode_udp_header
+from tests.support.dns import worker_dns
 from tests.support.loop import on_loop, until
 from tests.support.peers import Endpoint, closed_port, recvfrom, script, tcp_server, udp_echo
 from tests.workers.relay.application import Datagrams
@@ -23,7 +24,6 @@ from workers.relay.policy import PolicyInForce
 from workers.relay.udp_flow import QUEUE_DATAGRAMS
 from workers.relay.udp_relay import UdpRelay
 from workers.stack import Refusal
-from workers.system_dns import SystemDns
 from workers.upstream import ProxyFailed
 from workers.upstream import proxy as proxy_module
 from workers.upstream.build import Outbounds, Surroundings
@@ -80,7 +80,7 @@ def relay(proxy: Endpoint, kind: str = "socks5", **udp: Any) -> Iterator[Setup]:
             on_measured=lambda group, delays, has_changed: None,
         )
     )
-    policy = PolicyInForce(outbounds, SystemDns(loop), cast(Any, None))
+    policy = PolicyInForce(outbounds, worker_dns(counters), cast(Any, None))
     policy.load(Policy(outbounds=(ProxyOutbound(tag="proxy", proxy=config),)), Compiler())
     udp_relay = UdpRelay(loop, policy, UdpConfig(**udp), counters, failures.append, LoopWatch(counters, print))
     udp_relay.stack = cast(Any, app)

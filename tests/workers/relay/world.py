@@ -18,12 +18,12 @@ from shared.metrics import CELLS
 from shared.process import ProcessInfo
 from shared.rules.matcher import Compiler
 from shared.wire.virtio import HEADER_LEN
+from tests.support.dns import worker_dns
 from tests.support.netns import TARGET_V4, TARGET_V6, Namespace, ip, namespace
 from tests.support.peers import Endpoint
 from workers.relay.relay import Relay
 from workers.relay.services import DnsService
 from workers.stack.stack import Stack
-from workers.system_dns import SystemDns
 
 __all__ = ["World", "network", "proxy_outbound"]
 
@@ -54,7 +54,8 @@ class World:
         )
         self.told: list[control.FromWorker] = []
         self.processes: dict[int, tuple[ProcessInfo, bool]] = {}
-        self.relay = Relay(self._loop, config, self.counters, dns or SystemDns(self._loop), self._on_told)
+        self.dns = dns or worker_dns(self.counters)
+        self.relay = Relay(self._loop, config, self.counters, self.dns, self._on_told)
         self.load(policy)
         self.stack = Stack(
             stack_config,

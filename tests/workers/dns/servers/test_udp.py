@@ -2,19 +2,23 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
+from shared.config import DirectOutbound, Resolve
+from shared.metrics import CELLS
 from tests.support.loop import on_loop
 from tests.support.peers import Endpoint
 from tests.workers.dns.messages import ask, read, reply, texts
 from tests.workers.dns.servers.peers import answer_a, udp_server
 from workers.dns import ServerFailed
 from workers.dns.servers import udp
-from workers.dns.servers.udp import DirectPath, Ticket, UdpServer, in_random_case
+from workers.dns.servers.legs import LegPath
+from workers.dns.servers.udp import Accepts, Ticket, UdpServer, in_random_case
 from workers.upstream import UdpUnsupported
+from workers.upstream.direct import DirectUpstream
 
 EXPECTED = ["192.0.2.1"]
 
@@ -40,8 +44,17 @@ class OverTcp:
         pass
 
 
-def make_socket(family: int, kind: int) -> socket.socket:
-    return socket.socket(family, kind | socket.SOCK_NONBLOCK)
+def direct(counters: list[int] | None = None) -> DirectUpstream:
+    """An outbound past all proxies."""
+
+    async def no_names(name: str, how: Resolve) -> Sequence[bytes]:
+        raise AssertionError(f"nobody asks for {name}")
+
+    loop = asyncio.get_running_loop()
+    config = DirectOutbound(tag="direct")
+    return DirectUpstream(
+        config, loop, counters or [0] * CELLS, 0, mark=None, buffer=bytearray(65536), look_up=no_names
+    )
 
 
 @contextmanager
@@ -49,8 +62,8 @@ def server(
     handler: Callable[[bytes], list[bytes]], tcp: OverTcp | None = None, host: str = "127.0.0.1"
 ) -> Iterator[UdpServer]:
     with udp_server(handler, host) as (address, port):
-        path = DirectPath(asyncio.get_running_loop(), make_socket)
-        yield UdpServer("test", path, tcp or OverTcp(fails=True), address, port)
+        path = LegPath(asyncio.get_running_loop(), direct())
+        yield UdpServer(path, tcp or OverTcp(fails=True), address, port)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -129,9 +142,17 @@ async def test_an_error_without_question_is_an_answer() -> None:
 @on_loop
 async def test_silence_is_left_for_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp, "SEND_AGAIN_AFTER", (0.01, 0.01))
-    tcp = OverTcp()
-    with server(lambda query: [], tcp) as asked:
-        assert addresses(await asked.exchange(ask())) == ["192.0.2.7"]
+    doubts: list[None] = []
+    with udp_server(lambda query: []) as (address, port):
+        path = LegPath(asyncio.get_running_loop(), direct(), lambda: doubts.append(None))
+        for fails in False, True:
+            asked = UdpServer(path, OverTcp(fails=fails), address, port)
+            if fails:
+                with pytest.raises(ServerFailed):
+                    await asked.exchange(ask())
+            else:
+                assert addresses(await asked.exchange(ask())) == ["192.0.2.7"]
+    assert len(doubts) == 1, "there is doubt about UDP when TCP answers"
 
 
 @on_loop
@@ -140,41 +161,32 @@ async def test_a_closed_port_is_left_for_tcp_at_once() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         endpoint: Endpoint = sock.getsockname()
-    path = DirectPath(asyncio.get_running_loop(), make_socket)
-    asked = UdpServer("test", path, tcp, *endpoint)
+    path = LegPath(asyncio.get_running_loop(), direct())
+    asked = UdpServer(path, tcp, *endpoint)
     assert addresses(await asked.exchange(ask())) == ["192.0.2.7"]
 
 
 class NoPath:
     """A proxy without UDP."""
 
-    async def open(self, address: str, port: int) -> Ticket:
+    async def open(self, host: str, port: int, accepts: Accepts) -> Ticket:
         raise UdpUnsupported("no UDP")
 
-    def close(self) -> None:
-        pass
+    def note_silence(self) -> None:
+        raise AssertionError("nobody was asked")
 
 
 @on_loop
 async def test_a_proxy_without_udp_is_asked_over_tcp() -> None:
-    asked = UdpServer("test", NoPath(), OverTcp(), "192.0.2.53", 53)
+    asked = UdpServer(NoPath(), OverTcp(), "192.0.2.53", 53)
     assert addresses(await asked.exchange(ask())) == ["192.0.2.7"]
 
 
 @on_loop
 async def test_no_tcp_either() -> None:
-    asked = UdpServer("test", NoPath(), OverTcp(fails=True), "192.0.2.53", 53)
+    asked = UdpServer(NoPath(), OverTcp(fails=True), "192.0.2.53", 53)
     with pytest.raises(ServerFailed, match="no TCP either"):
         await asked.exchange(ask())
-
-
-@on_loop
-async def test_a_socket_that_cannot_be_made_is_left_for_tcp() -> None:
-    def refuse(family: int, kind: int) -> socket.socket:
-        raise OSError(1, "Operation not permitted")
-
-    asked = UdpServer("test", DirectPath(asyncio.get_running_loop(), refuse), OverTcp(), "192.0.2.53", 53)
-    assert addresses(await asked.exchange(ask())) == ["192.0.2.7"]
 
 
 def test_random_case_changes_letters_only() -> None:
