@@ -144,8 +144,8 @@ def _load(tree: Object, problems: Problems, machine: Machine, files: list[str]) 
     )
     tun_config = build_tun(tun, engine, rule_sets.built, report, machine)
     http = _http(options.experimental, engine.metrics, report)
-    problems.raise_errors()
     _warn_of_unreachable(routes, problems, report)
+    problems.raise_errors()
     _warn_of_open_secrets(options, report, machine)
     dns = _with_names(dns, routes, report)
     return EngineConfig(
@@ -171,11 +171,15 @@ def _default_first(configs: list[Any], default: str) -> tuple[Any, ...]:
 
 
 def _warn_of_unreachable(routes: RouteConfig, problems: Problems, report: Report) -> None:
-    origins = _origins(report)
-    for index, rule in enumerate(routes.rules):
-        if rule.origin not in origins:
-            continue
-        earlier = shadowing_rule(routes.rules, index)
+    """Tell of rules that no flow can come to. What a rule with an error means is not known: it counts for nothing."""
+    wrong = {
+        problem.path[2] for problem in problems.errors if problem.path[:2] == ("route", "rules") and problem.path[2:]
+    }
+    origins = {origin: index for origin, index in _origins(report).items() if index not in wrong}
+    broken = {report.origin(("route", "rules", index)) for index in wrong if isinstance(index, int)}
+    rules = tuple(rule for rule in routes.rules if rule.origin not in broken)
+    for position, rule in enumerate(rules):
+        earlier = shadowing_rule(rules, position) if rule.origin in origins else None
         if earlier is not None:
             report.warning(
                 ("route", "rules", origins[rule.origin]),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from engine.config.problems import ConfigError
 from tests.engine.config.conftest import Load
 
 D = {"outbound": "direct"}
@@ -53,3 +54,18 @@ def test_unreachable(load: Load, rules: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("rules", REACHABLE, ids=json.dumps)
 def test_reachable(load: Load, rules: list[dict[str, Any]]) -> None:
     assert told(load, rules) == []
+
+
+def test_unreachable_rules_are_told_beside_errors(load: Load) -> None:
+    """What a rule with an error means is not known: nothing is said of it, nor by it."""
+    rules = [
+        {"ip_cidr": "x.x.x.x", **D},
+        {"port": 1, **D},
+        {"port": 1, "action": "reject"},
+        {"prt": 5, **D},
+        {"port": 2, **D},
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load(route={"rules": rules})
+    (warning,) = caught.value.warnings
+    assert "route.rules[2]: no flow comes to this rule" in str(warning)
