@@ -27,7 +27,7 @@ from engine.http import HttpOptions
 from engine.http.listen import DEFAULT_LISTEN, ListenError, is_loopback, parse_listen
 from shared.config import DnsConfig, HijackDns, Policy, RouteConfig, Sniff, StackConfig, UdpConfig
 
-__all__ = ["FILE_SIZE_MAX", "expand", "load", "load_text"]
+__all__ = ["FILE_SIZE_MAX", "expand", "load", "load_text", "read_tree"]
 
 FILE_SIZE_MAX = 64 * 1024 * 1024
 """Bytes of one file."""
@@ -39,23 +39,28 @@ def load(paths: Path | Iterable[Path], machine: Machine | None = None) -> Engine
     Raises ConfigError with all errors. Nothing of the machine is changed, so a reload can be tried at any time.
     """
     machine = machine or this_machine()
-    sources = Sources()
-    problems = Problems(sources)
+    paths = [paths] if isinstance(paths, Path) else list(paths)
+    problems = Problems(Sources())
+    tree = read_tree(paths, problems, machine)
+    problems.raise_errors()
+    return _load(tree, problems, machine, [str(path) for path in paths])
+
+
+def read_tree(paths: Iterable[Path], problems: Problems, machine: Machine) -> Object:
+    """Return the tree of one file or several merged ones; what is wrong with them goes to `problems`."""
     trees = []
-    files = []
-    for path in [paths] if isinstance(paths, Path) else paths:
-        files.append(str(path))
+    for path in paths:
+        name = str(path)
         try:
             data = machine.read(path)
         except OSError as error:
-            problems.error(sources.add(str(path), ""), f"the file cannot be read: {error.strerror}")
+            problems.error(problems.sources.add(name, ""), f"the file cannot be read: {error.strerror}")
             continue
         if len(data) > FILE_SIZE_MAX:
-            problems.error(sources.add(str(path), ""), f"the file is larger than {FILE_SIZE_MAX >> 20} MiB")
+            problems.error(problems.sources.add(name, ""), f"the file is larger than {FILE_SIZE_MAX >> 20} MiB")
             continue
-        trees.append(_tree(str(path), decode_text(data), problems))
-    problems.raise_errors()
-    return _load(_merge(trees), problems, machine, files)
+        trees.append(_tree(name, decode_text(data), problems))
+    return _merge(trees)
 
 
 def load_text(text: str, file: str = "config.json", machine: Machine | None = None) -> EngineConfig:

@@ -19,7 +19,7 @@ from engine.config.rule_set.srs import RuleSetError, decode_srs
 from shared.config import Logical, Match, RuleSet
 from shared.rules.regex import compile_regex
 
-__all__ = ["RuleSets", "build_rule_sets", "remote_path"]
+__all__ = ["RuleSets", "build_rule_sets", "format_of", "remote_path"]
 
 RuleSetOption = InlineRuleSetOptions | LocalRuleSetOptions | RemoteRuleSetOptions
 
@@ -53,11 +53,12 @@ def build_rule_sets(options: tuple[RuleSetOption, ...], scope: Scope, machine: M
 
 def remote_path(option: RemoteRuleSetOptions, rule_set_dir: str) -> Path:
     """Return where the file of a remote rule-set stands once it was fetched."""
-    ending = "json" if _format(option.format, option.url) == "source" else "srs"
+    ending = "json" if format_of(option.format, option.url) == "source" else "srs"
     return Path(rule_set_dir, f"{option.tag.replace('/', '_')}.{ending}")
 
 
-def _format(named: str | None, location: str) -> str | None:
+def format_of(named: str | None, location: str) -> str | None:
+    """Return source or binary, as said or as the ending of the file tells; None: neither does."""
     if named is not None:
         return named
     return {"json": "source", "srs": "binary"}.get(location.partition("?")[0].rpartition(".")[2].lower())
@@ -79,7 +80,7 @@ def _read(
     if not location:
         return ()  # its absence is told already
     here = (*option.where, key)
-    kind = _format(option.format, location)
+    kind = format_of(option.format, location)
     if kind is None:
         report.error(
             option.where, 'format is missing, and the name of the file does not tell it: write "source" or "binary"'
@@ -91,8 +92,8 @@ def _read(
         if isinstance(option, RemoteRuleSetOptions):
             report.error(
                 here,
-                f"the engine fetches no rule-set by itself, and {path} is not there ({error.strerror}): fetch it once, as in "
-                f"`curl --create-dirs -Lo {path} {option.url}`, and again when it should change",
+                f"the engine fetches no rule-set by itself, and {path} is not there ({error.strerror}): "
+                "run `engine fetch -c FILE` once, and again when it should change",
             )
         else:
             report.error(here, f"{path} cannot be read: {error.strerror}")

@@ -50,7 +50,7 @@ def test_remote_set_is_read_where_it_was_put(load: Load) -> None:
 def test_remote_set_that_is_not_there_says_how_to_fetch_it(errors: Any) -> None:
     rule_set = [{"type": "remote", "tag": "x", "url": "https://sets.example/x.srs", "format": "binary"}]
     (line,) = errors(route={"rule_set": rule_set}, engine={"rule_set_dir": "/sets"})
-    assert "`curl --create-dirs -Lo /sets/x.srs https://sets.example/x.srs`" in line
+    assert "/sets/x.srs is not there" in line and "`engine fetch -c FILE`" in line
 
 
 def test_tag_of_a_remote_set_leads_nowhere_else() -> None:
