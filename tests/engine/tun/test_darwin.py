@@ -23,8 +23,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     made = Kernel()
     stand_in(lambda name, *arguments: getattr(made, name)(*arguments), monkeypatch.setattr)
     yield made
-    for control in made.controls.values():
-        control.wire.close()
+    made.close()
 
 
 def test_lowest_free_unit_is_taken_and_its_name_read_back(kernel: Kernel) -> None:

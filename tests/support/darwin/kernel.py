@@ -97,6 +97,11 @@ class Kernel:
         self._next_index = 15
         self._lock = threading.RLock()
 
+    def close(self) -> None:
+        """Close the kernel's ends of all sockets."""
+        for end in (*self._listeners.values(), *(control.wire for control in self.controls.values())):
+            end.close()
+
     # for tests
 
     def set_default(self, gateway: str, interface: str) -> None:
