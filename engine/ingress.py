@@ -23,6 +23,7 @@ from engine.tun import ReadPacket
 from shared.metrics import Cell, Counters
 from shared.pool import Pool
 from shared.ring import INLINE_MAX, Ring
+from shared.system import ring_doorbell
 from shared.wire.virtio import HEADER_LEN
 
 __all__ = ["Ingress", "Shard"]
@@ -48,12 +49,12 @@ class Shard:
     def __init__(self, ring: Ring, free_ring: Ring, doorbell: int) -> None:
         self.ring = ring
         self.free_ring = free_ring
-        self.doorbell = doorbell  # eventfd
+        self.doorbell = doorbell  # its writing end
 
     def wake(self) -> bool:
         """Ring the doorbell if the worker sleeps; returns whether it was rung."""
         if self.ring.must_wake():
-            os.eventfd_write(self.doorbell, 1)
+            ring_doorbell(self.doorbell)
             return True
         return False
 

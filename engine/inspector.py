@@ -143,7 +143,11 @@ def _drops(row: Counters) -> dict[str, int]:
 
 def _tun_dropped(name: str) -> int:
     """Packets the kernel dropped since the tun's queue was full: transmit drops in /proc/net/dev (of our namespace)."""
-    for line in Path("/proc/net/dev").read_text().splitlines():
+    try:
+        text = Path("/proc/net/dev").read_text()
+    except FileNotFoundError:  # macOS does not tell
+        return 0
+    for line in text.splitlines():
         interface, colon, fields = line.partition(":")
         if colon and interface.strip() == name:
             return int(fields.split()[11])

@@ -1,5 +1,6 @@
 """What the machine, or the cgroup that the engine runs in, lets it have: memory and open files, and what follows for workers."""
 
+import os
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,8 +87,7 @@ def find_limits(workers: int, *, flows: int, associations: int) -> Limits:
 
 
 def _ram() -> int:
-    _, _, rest = Path("/proc/meminfo").read_text().partition("MemTotal:")
-    return int(rest.split(maxsplit=1)[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def cgroup_memory(mounts: Path = Path("/proc/self/mounts"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
@@ -95,6 +95,8 @@ def cgroup_memory(mounts: Path = Path("/proc/self/mounts"), membership: Path = P
 
     Both versions of cgroups(7): memory.max, memory.limit_in_bytes.
     """
+    if not membership.exists():  # not on macOS
+        return None
     limits = []
     for mount, options, path in _memory_hierarchies(mounts, membership):
         name = "memory.limit_in_bytes" if "memory" in options else "memory.max"

@@ -49,6 +49,7 @@ from engine.watchdog import CHECK_INTERVAL, Watchdog
 from shared.config import ProxyOutbound, WorkerConfig
 from shared.control import Delay, FindProcess, Flows, LoopSuspected, Measured, Reloaded, UdpSupport, Used
 from shared.pool import Pool, PoolLayout
+from shared.system import file_limit, user_exists
 
 __all__ = ["EngineFailed", "StartOptions", "run_engine"]
 
@@ -224,7 +225,7 @@ class _Master:
             raise EngineFailed(str(error)) from error
         if fake_names is not None:
             undo.callback(fake_names.close)
-        own_user = os.geteuid() == 0 and _may_become(WORKER_UID)
+        own_user = os.geteuid() == 0 and user_exists(WORKER_UID)
         self.counted += [outbound.tag for outbound in user.policy.outbounds]
         policy = msgspec.structs.replace(user.policy, counted=tuple(self.counted))
         limits = find_limits(options.workers, flows=user.stack.max_tcp_flows, associations=user.udp.max_associations)
@@ -306,7 +307,7 @@ class _Master:
             http,
             self.listeners,
             self._on_request,
-            uid=HTTP_UID if _may_become(HTTP_UID) else None,
+            uid=HTTP_UID if user_exists(HTTP_UID) else None,
             log_level=self.options.config.log.level,
             log_format=self.options.config.log.format,
         )
@@ -374,16 +375,7 @@ class _Master:
 def _raise_file_limit() -> None:
     """Each TCP flow is one descriptor in its worker: ask for as many as the hard limit allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _may_become(uid: int) -> bool:
-    """Whether `uid` exists in this user namespace (it may not in a rootless container; user_namespaces(7))."""
-    for line in Path("/proc/self/uid_map").read_text().splitlines():
-        first, _, count = map(int, line.split())
-        if first <= uid < first + count:
-            return True
-    return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (file_limit(hard), hard))
 
 
 def _every(loop: asyncio.AbstractEventLoop, interval: float, call: Callable[[], None]) -> Callable[[], None]:

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from shared.channel import Channel, channel_to_worker, send_now
 from shared.config import Policy, WorkerConfig
 from shared.metrics import end_gauges
 from shared.pool import Pool
+from shared.system import Doorbell, ExitWatch, message_pair, open_doorbell
 
 __all__ = ["Report", "Supervisor", "WorkerFailed", "WorkerState"]
 
@@ -67,13 +67,13 @@ class WorkerFailed(Exception):
 class _Worker:
     """One shard's process, and what is kept of it from one incarnation to the next."""
 
-    def __init__(self, index: int, doorbell: int) -> None:
+    def __init__(self, index: int, doorbell: Doorbell) -> None:
         self.index = index
         self.doorbell = doorbell
         self.state = WorkerState.STOPPED
         self.process: subprocess.Popen[bytes] | None = None
         self.channel: Channel[control.FromWorker] | None = None
-        self.pidfd = -1
+        self.exit_watch: ExitWatch | None = None
         self.started_at = 0.0
         self.restarts = 0
         self.last_end = ""
@@ -133,11 +133,11 @@ class Supervisor:
         self.ingress: Ingress | None = None
         self.on_failed: Callable[[WorkerFailed], None] = lambda failure: None
         """Called when a worker that ran once cannot be started again."""
-        self.workers = [_Worker(i, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)) for i in range(config.workers)]
+        self.workers = [_Worker(i, open_doorbell()) for i in range(config.workers)]
 
     def shard(self, index: int) -> Shard:
         """The master's ends of worker `index`; take it once per incarnation."""
-        return Shard(self._pool.ring(index), self._pool.free_ring(index), self.workers[index].doorbell)
+        return Shard(self._pool.ring(index), self._pool.free_ring(index), self.workers[index].doorbell.write)
 
     def send(self, index: int, message: control.FromMaster) -> bool:
         """Tell one worker something. False: it is not running, or does not listen."""
@@ -192,11 +192,11 @@ class Supervisor:
             for worker in stopping:
                 await worker.exited.wait()
         for worker in self.workers:
-            os.close(worker.doorbell)
+            worker.doorbell.close()
 
     def _send_stop(self, worker: _Worker) -> None:
         assert worker.channel is not None
-        worker.channel.send(control.Stop())  # one that cannot be told is dying by itself: its pidfd will tell
+        worker.channel.send(control.Stop())  # one that cannot be told is dying by itself: its exit watch will tell
 
     def kill(self, index: int, reason: str) -> None:
         """Kill a worker that does not serve as it should, so that another takes its place; `reason` completes "worker N"."""
@@ -209,8 +209,8 @@ class Supervisor:
 
     def _spawn(self, worker: _Worker) -> None:
         """Start the process. Raises OSError when the machine has no memory or process left for it."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fds = (theirs.fileno(), worker.doorbell, *self._fds)
+        ours, theirs = message_pair()
+        fds = (theirs.fileno(), worker.doorbell.read, *self._fds)
         worker.set_state(WorkerState.STARTING)
         worker.exited.clear()
         worker.started_at = monotonic()
@@ -231,16 +231,16 @@ class Supervisor:
         finally:
             theirs.close()
         try:
-            worker.pidfd = os.pidfd_open(worker.process.pid)
+            worker.exit_watch = ExitWatch(worker.process.pid)
         except OSError:
             worker.process.kill()
             worker.process.wait()
             ours.close()
             worker.set_state(WorkerState.BACKOFF)
             raise
-        # The end of the channel is of no interest: the process's is told by the pidfd.
+        # The end of the channel is of no interest: the process's is told by the exit watch.
         worker.channel = channel_to_worker(self._loop, ours, partial(self._on_message, worker), lambda: None)
-        self._loop.add_reader(worker.pidfd, self._on_exit, worker)
+        self._loop.add_reader(worker.exit_watch.fileno(), self._on_exit, worker)
 
     def _on_message(self, worker: _Worker, message: control.FromWorker) -> None:
         if isinstance(message, control.Ready):
@@ -261,10 +261,10 @@ class Supervisor:
     def _on_exit(self, worker: _Worker) -> None:
         """The process is dead: reap it, and either finish stopping or start its successor."""
         process, channel = worker.process, worker.channel
-        assert process is not None and channel is not None
+        assert process is not None and channel is not None and worker.exit_watch is not None
         channel.read_left()  # a reason for failing
-        self._loop.remove_reader(worker.pidfd)
-        os.close(worker.pidfd)
+        self._loop.remove_reader(worker.exit_watch.fileno())
+        worker.exit_watch.close()
         channel.close()
         code = process.wait()
         worker.process = worker.channel = None

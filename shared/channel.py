@@ -1,12 +1,11 @@
-"""One end of the master <-> worker socket on an event loop: messages of shared/control.py, large ones in a memfd.
+"""One end of the master <-> worker socket on an event loop: messages of shared/control.py, large ones in a file.
 
-A SOCK_SEQPACKET message holds some 200 KB at most, and a configuration with rule-sets has megabytes. What is larger than
-INLINE_MAX travels as a sealed memfd (memfd_create(2)) over SCM_RIGHTS, beside a message of one byte. Only the master sends such:
+A message holds some 200 KB at most (SOCK_SEQPACKET), and a configuration with rule-sets has megabytes. What is larger than
+INLINE_MAX travels as a sealed memfd (shared/system) over SCM_RIGHTS, beside a message of one byte. Only the master sends such:
 a worker, which is not trusted, may not hand descriptors to root, and keeps its messages short.
 """
 
 import asyncio
-import fcntl
 import logging
 import os
 import socket
@@ -17,6 +16,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from shared.control import FromMaster, FromWorker, Message, decode_from_master, decode_from_worker, encode
+from shared.system import MessageSocket, sealed_file
 
 __all__ = ["Channel", "channel_to_master", "channel_to_worker", "receive_from_master", "send_now"]
 
@@ -27,25 +27,24 @@ INLINE_MAX = 32 * 1024
 QUEUE_MAX = 1024
 """Messages that wait for a full socket; beyond it they are dropped, and `send` says so."""
 _IN_MEMFD = b"\0"  # no message begins so: they are maps (msgpack)
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 M = TypeVar("M")
 
 
-def send_now(sock: socket.socket, message: Message) -> None:
+def send_now(sock: MessageSocket, message: Message) -> None:
     """Send one message. Raises BlockingIOError when the socket is full, OSError when the other end is gone."""
     data = encode(message)
     if len(data) <= INLINE_MAX:
         sock.send(data)
         return
-    fd = _sealed(data)
+    fd = sealed_file(data)
     try:
         socket.send_fds(sock, [_IN_MEMFD], [fd])
     finally:
         os.close(fd)
 
 
-def receive_from_master(sock: socket.socket) -> FromMaster | None:
+def receive_from_master(sock: MessageSocket) -> FromMaster | None:
     """Receive one message; None when the master is gone. Raises BlockingIOError, OSError."""
     data, fds, _, _ = socket.recv_fds(sock, INLINE_MAX, 1)
     if fds:
@@ -54,23 +53,9 @@ def receive_from_master(sock: socket.socket) -> FromMaster | None:
     return decode_from_master(data) if data else None
 
 
-def _receive_from_worker(sock: socket.socket) -> FromWorker | None:
+def _receive_from_worker(sock: MessageSocket) -> FromWorker | None:
     data = sock.recv(INLINE_MAX)  # descriptors that come along are closed by the kernel
     return decode_from_worker(data) if data else None
-
-
-def _sealed(data: bytes) -> int:
-    """Return a memfd with `data` that nobody can change any more."""
-    fd = os.memfd_create("tunloom-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(data)
-        os.lseek(fd, 0, os.SEEK_SET)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 class Channel(Generic[M]):
@@ -82,8 +67,8 @@ class Channel(Generic[M]):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        sock: socket.socket,
-        receive: Callable[[socket.socket], M | None],
+        sock: MessageSocket,
+        receive: Callable[[MessageSocket], M | None],
         on_message: Callable[[M], None],
         on_end: Callable[[], None],
     ) -> None:
@@ -111,13 +96,17 @@ class Channel(Generic[M]):
             self._loop.add_writer(self._socket.fileno(), self._on_writable)
         except OSError:
             return False
+        if self._socket.has_unsent:
+            self._loop.add_writer(self._socket.fileno(), self._on_writable)
         return True
 
     def _on_writable(self) -> None:
         try:
+            self._socket.flush()
             while self._queue:
                 send_now(self._socket, self._queue[0])
                 self._queue.popleft()
+            self._socket.flush()
         except BlockingIOError:
             return
         except OSError:
@@ -125,7 +114,8 @@ class Channel(Generic[M]):
         self._loop.remove_writer(self._socket.fileno())
 
     def _on_readable(self) -> None:
-        self._read_one()
+        while self._read_one() and self._socket.fileno() >= 0 and self._socket.has_unread:
+            pass
 
     def _read_one(self) -> bool:
         """Take in one message; False when there is none."""
@@ -164,7 +154,7 @@ class Channel(Generic[M]):
 
 def channel_to_master(
     loop: asyncio.AbstractEventLoop,
-    sock: socket.socket,
+    sock: MessageSocket,
     on_message: Callable[[FromMaster], None],
     on_end: Callable[[], None],
 ) -> Channel[FromMaster]:
@@ -174,7 +164,7 @@ def channel_to_master(
 
 def channel_to_worker(
     loop: asyncio.AbstractEventLoop,
-    sock: socket.socket,
+    sock: MessageSocket,
     on_message: Callable[[FromWorker], None],
     on_end: Callable[[], None],
 ) -> Channel[FromWorker]:

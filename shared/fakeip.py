@@ -30,6 +30,7 @@ from pathlib import Path
 from zlib import crc32
 
 from shared.ring import fence
+from shared.system import create_memory
 
 __all__ = ["NAMES", "FakeIpLayout", "FakeIpTable", "fake_ip_layout"]
 
@@ -112,10 +113,9 @@ class FakeIpTable:
 
     @classmethod
     def create(cls, layout: FakeIpLayout, now: Callable[[], int] = _microseconds) -> "FakeIpTable":
-        """Make an empty table in a memfd; its pages are taken only when first written. Raises OSError."""
-        fd = os.memfd_create("tunloom-fakeip", os.MFD_CLOEXEC)
+        """Make an empty table in memory; its pages are taken only when first written. Raises OSError."""
+        fd = create_memory("fakeip", layout.size)
         try:
-            os.ftruncate(fd, layout.size)
             return cls._initialise(fd, layout, now)
         except BaseException:
             os.close(fd)

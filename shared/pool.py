@@ -1,4 +1,4 @@
-"""The packet pool and all shared memory of a run, in one memfd.
+"""The packet pool and all shared memory of a run, in one piece (a memfd).
 
     | counters: one row per process | per worker: ring (packets to it), free ring (slots back) | slots, SLOT_SIZE each |
     | per worker: names of the addresses that it has answered |
@@ -13,6 +13,7 @@ import os
 from shared.answered import PART_SIZE, AnsweredNames
 from shared.metrics import CELLS
 from shared.ring import Ring, ring_size
+from shared.system import create_memory
 
 __all__ = ["Pool", "PoolLayout"]
 
@@ -21,7 +22,7 @@ SLOT_SIZE = 68 * 1024
 
 
 class PoolLayout:
-    """Sizes and offsets within the memfd; equal in all processes that were told the same three numbers."""
+    """Sizes and offsets within the memory; equal in all processes that were told the same three numbers."""
 
     def __init__(self, workers: int, slots: int, ring_entries: int) -> None:
         assert slots < 0x7FFF, "a descriptor has 15 bits for the slot"
@@ -55,10 +56,9 @@ class Pool:
 
     @classmethod
     def create(cls, layout: PoolLayout) -> "Pool":
-        """Make the memfd, zeroed; its pages are taken only when first written. Raises OSError when memory is refused."""
-        fd = os.memfd_create("tunloom-pool", os.MFD_CLOEXEC)
+        """Make the memory, zeroed; its pages are taken only when first written. Raises OSError when memory is refused."""
+        fd = create_memory("pool", layout.size)
         try:
-            os.ftruncate(fd, layout.size)
             return cls(fd, layout)
         except BaseException:
             os.close(fd)

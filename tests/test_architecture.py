@@ -36,6 +36,7 @@ PLATFORM_PICKERS = {
     "engine/netconf/__init__.py",
     "engine/processes/__init__.py",
     "engine/run/__init__.py",
+    "shared/system/__init__.py",
 }
 BASES_WITHOUT_METHODS = {"Protocol", "Exception", "Enum", "IntEnum", "NamedTuple", "msgspec.Struct"}
 NO_NAMES = {"utils", "util", "helpers", "helper", "misc", "common"}

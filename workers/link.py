@@ -20,6 +20,7 @@ from time import monotonic
 from shared.buffer import Buffer
 from shared.metrics import Cell, Counters, Histogram, observe
 from shared.ring import Ring
+from shared.system import clear_doorbell
 from shared.wire.utun import FAMILY_LEN, family_of
 from shared.wire.virtio import HEADER_LEN
 from workers.stack.stack import Stack
@@ -86,7 +87,7 @@ class Link:
     # inbound
 
     def _on_doorbell(self) -> None:
-        os.eventfd_read(self._doorbell)
+        clear_doorbell(self._doorbell)
         if not self._looking:  # otherwise the next look is already scheduled
             self._serve()
 

@@ -9,7 +9,6 @@ import gc
 import logging
 import os
 import signal
-import socket
 from encodings import idna  # noqa: F401 - imported while the library's files can still be read
 from time import monotonic
 
@@ -21,8 +20,9 @@ from shared.config import DirectOutbound, Policy, ProxyOutbound, WorkerConfig
 from shared.fakeip import FakeIpTable, fake_ip_layout
 from shared.log import configure_logging
 from shared.pool import Pool, PoolLayout
-from shared.privileges import CAP_NET_ADMIN, drop_privileges
+from shared.privileges import CAP_NET_ADMIN
 from shared.rules.matcher import Compiler
+from shared.system import MessageSocket, drop_privileges, message_socket
 from workers.dns.names import KnownNames
 from workers.dns.worker_dns import WorkerDns
 from workers.link import Link
@@ -38,7 +38,7 @@ def run(
     master_pid: int, control_fd: int, doorbell: int, pool_fd: int, tun_fd: int, fake_ip_fd: int | None = None
 ) -> int:
     """Serve until told to stop; returns the exit code."""
-    channel = socket.socket(fileno=control_fd)
+    channel = message_socket(control_fd)
     message = receive_from_master(channel)
     assert isinstance(message, control.Configure), "the first message configures the worker"
     config = message.config
@@ -51,7 +51,7 @@ def run(
     except OSError as error:
         send_now(channel, control.Failed(f"cannot become uid {config.uid}: {error.strerror}"))
         return 1
-    if os.getppid() != master_pid:  # it died before PR_SET_PDEATHSIG was in force
+    if os.getppid() != master_pid:  # it died before this process could be told to die with it
         return 1
     # What exists now lives for ever: collections need not walk it. Flows are freed by reference counts.
     gc.collect()
@@ -69,7 +69,7 @@ def _fake_ip(config: WorkerConfig, fd: int | None) -> FakeIpTable | None:
 
 async def _serve(
     config: WorkerConfig,
-    control_socket: socket.socket,
+    control_socket: MessageSocket,
     pool: Pool,
     fake_ip: FakeIpTable | None,
     tun_fd: int,

@@ -23,7 +23,7 @@ from engine.http.health import healthz
 from engine.http.prometheus import metrics
 from engine.http.state import ENGINE
 from shared.log import configure_logging
-from shared.privileges import drop_privileges
+from shared.system import drop_privileges
 
 __all__ = ["make_app", "run"]
 
