@@ -35,8 +35,8 @@ from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.inspector import Inspector
 from engine.limits import Limits, find_limits
-from engine.netconf import Network
-from engine.netconf.plan import NetworkPlan, build_plan
+from engine.netconf import Network, front
+from engine.netconf.plan import NetworkPlan
 from engine.notify import notify
 from engine.owners import FlowOwners, open_owners
 from engine.requests import Measure, Reply, Request, Stop
@@ -143,7 +143,9 @@ class _Master:
         self.pool = Pool.create(layout)
         undo.callback(self.pool.close)
         network_kind = Network if options.tun is None else PrivateNetwork
-        network = self.network = network_kind(options.run_dir, on_gone=self._on_tun_gone)
+        network = self.network = network_kind(
+            options.run_dir, on_gone=self._on_tun_gone, on_moved=lambda egress: self.supervisor.set_egress(egress)
+        )
         await network.start_guardian()
         undo.push_async_exit(self._restore_network)
 
@@ -193,7 +195,7 @@ class _Master:
     def _plan(self) -> NetworkPlan:
         config = self.options.config
         tun = config.tun
-        return build_plan(
+        plan: NetworkPlan = front().build_plan(
             interface=self.tun.name,
             mtu=self.tun.mtu,
             addresses=tun.addresses,
@@ -212,6 +214,7 @@ class _Master:
             table=tun.table,
             priority=tun.priority,
         )
+        return plan
 
     async def _restore_network(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         """An engine that fails is still meant to be up: its kill switch stays closed."""
@@ -249,6 +252,7 @@ class _Master:
             uid=WORKER_UID if own_user else None,
             mark=None if own_user or options.tun is not None else FWMARK,
             header_len=self.tun.header_len,
+            egress=front().egress(self.tun.name) if options.tun is None else None,
             secret=secrets.token_bytes(16),
             dns_addresses=user.tun.dns_addresses,
             fake_ip=fake_ip_config(user),

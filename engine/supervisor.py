@@ -152,6 +152,11 @@ class Supervisor:
         """Workers that are started from now on get this policy; those that run are told by Reload."""
         self._config = msgspec.structs.replace(self._config, policy=policy)
 
+    def set_egress(self, egress: tuple[int, int]) -> None:
+        """All workers, and those that are started from now on, let their sockets out by these interfaces."""
+        self._config = msgspec.structs.replace(self._config, egress=egress)
+        self.send_all(control.Egress(*egress))
+
     async def start(self) -> None:
         """Start every worker and wait until all serve. Raises WorkerFailed."""
         waiting = []

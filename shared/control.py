@@ -77,6 +77,13 @@ class Select(msgspec.Struct, tag="select", frozen=True):
     member: str
 
 
+class Egress(msgspec.Struct, tag="egress", frozen=True):
+    """The machine leaves by other interfaces now: WorkerConfig.egress (macOS)."""
+
+    v4: int
+    v6: int
+
+
 class ListFlows(msgspec.Struct, tag="list_flows", frozen=True):
     """Answered by Flows, in as many messages as it takes."""
 
@@ -211,7 +218,7 @@ class Delay(msgspec.Struct, tag="delay", frozen=True):
 
 
 FromMaster = (
-    Configure | Stop | Reload | ProcessFound | Select | ListFlows | CloseFlow | TestDelay | Used
+    Configure | Stop | Reload | ProcessFound | Select | Egress | ListFlows | CloseFlow | TestDelay | Used
 )  # Used: passed on to worker 0
 FromWorker = Ready | Failed | Reloaded | UdpSupport | FindProcess | LoopSuspected | Measured | Used | Flows | Delay
 Message = FromMaster | FromWorker

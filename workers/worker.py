@@ -91,6 +91,8 @@ async def _serve(
                 relay.select(message.group, message.member)
             case control.Used():
                 relay.note_use(message.group)
+            case control.Egress():
+                relay.move(message.v4, message.v6)
             case control.ListFlows():
                 relay.list_flows(message.id)
             case control.CloseFlow():

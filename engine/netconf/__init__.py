@@ -94,7 +94,7 @@ class Front(NamedTuple):
     add_bypass: "Callable[[Path, Iterable[str]], int]"
     remove_bypass: "Callable[[Path, Iterable[str]], None]"
     watch: Callable[..., Watch]
-    egress: Callable[[str], tuple[int, int]]
+    egress: Callable[[str], tuple[int, int] | None]
     build_plan: "Callable[..., NetworkPlan]"
 
 

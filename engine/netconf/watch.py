@@ -21,10 +21,10 @@ _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length with header, type, 
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, changed flags
 
 
-def egress(name: str = "") -> tuple[int, int]:
-    """Return no interfaces: sockets of the engine need not be bound to any."""
+def egress(name: str = "") -> tuple[int, int] | None:
+    """Return None: sockets of the engine need not be bound to an interface."""
     del name
-    return 0, 0
+    return None
 
 
 class LinkWatch:

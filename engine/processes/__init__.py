@@ -13,6 +13,7 @@ sock_diag   codec of the kernel's socket queries; pure
 sockets     the queries themselves, each answer verified against the flow
 proc        /proc: who holds a socket, what a process is, its children
 linux       the two together: `ProcessTable` for Linux
+darwin      `ProcessTable` for macOS, whose kernel tells the process along with the socket
 finder      the master's front: caches, and keeps the slow part off the loop
 
 `open_process_table` is the one place that knows which platform this is.
@@ -114,4 +115,8 @@ def open_process_table() -> ProcessTable:
         from engine.processes.linux import LinuxProcessTable
 
         return LinuxProcessTable()
-    raise ProcessError(f"Programs cannot be told by their flows on {sys.platform}: the engine runs on Linux.")
+    if sys.platform == "darwin":
+        from engine.processes.darwin import DarwinProcessTable
+
+        return DarwinProcessTable()
+    raise ProcessError(f"Programs cannot be told by their flows on {sys.platform}: the engine runs on Linux and macOS.")

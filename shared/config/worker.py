@@ -79,6 +79,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Unprivileged user to become; its sockets are exempt from the tun. None: stay, and mark sockets instead."""
     mark: int | None = None
     """SO_MARK for upstream sockets where `uid` is None."""
+    egress: tuple[int, int] | None = None
+    """Indexes of the interfaces that upstream sockets of IPv4 and of IPv6 are bound to (macOS); None: they need not be."""
     header_len: int = 10
     """Bytes before the IP packet on the tun (engine.tun.TunDevice): virtio header, protocol family of a utun, or nothing."""
     secret: bytes = b""

@@ -118,9 +118,10 @@ class ExitWatch:
         os.close(self._fd)
 
 
-def bind_to_interface(sock: socket.socket, name: str) -> None:
-    """Let what the socket sends leave by this interface. Raises OSError."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+def bind_to_interface(sock: socket.socket, name: str | int) -> None:
+    """Let what the socket sends leave by this interface, of this name or index. Raises OSError."""
+    text = socket.if_indextoname(name) if isinstance(name, int) else name
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, text.encode())
 
 
 def file_limit(hard: int) -> int:

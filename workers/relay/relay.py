@@ -25,6 +25,7 @@ from workers.relay.udp_relay import UdpRelay
 from workers.stack.stack import Stack
 from workers.upstream import ProxyFailed
 from workers.upstream.build import Outbounds, Surroundings
+from workers.upstream.egress import Egress
 from workers.upstream.fetch import FetchFailed, measure
 from workers.upstream.group import ChosenMember
 from workers.upstream.urltest import Urltest
@@ -61,11 +62,12 @@ class Relay:
         self._dns = dns
         self._default_resolver: str | None = None
         self.processes = Processes(loop, counters, tell)
+        self._egress = Egress(*config.egress) if config.egress is not None else None
         self._outbounds = Outbounds(
             Surroundings(
                 loop=loop,
                 counters=counters,
-                mark=config.mark,
+                mark=self._egress or config.mark,
                 measures=config.index == 0,
                 look_up=self._look_up,
                 on_udp_support=self._on_udp_support,
@@ -123,6 +125,11 @@ class Relay:
         return await self._dns.look_up(name, how)
 
     # what the master asks
+
+    def move(self, v4: int, v6: int) -> None:
+        """New connections leave by these interfaces."""
+        if self._egress is not None:
+            self._egress.move(v4, v6)
 
     def select(self, group: str, member: str) -> None:
         """Have a selector or urltest group use a member from now on."""

@@ -20,6 +20,7 @@ from shared.metrics import OUTBOUNDS_MAX, Counters, outbound_at
 from workers.upstream import LookUp, Outbound
 from workers.upstream.block import BlockUpstream
 from workers.upstream.direct import DirectUpstream
+from workers.upstream.egress import Egress
 from workers.upstream.group import ChosenMember, FallbackGroup
 from workers.upstream.proxy import ProxyUpstream
 from workers.upstream.urltest import Urltest
@@ -33,8 +34,8 @@ class Surroundings:
 
     loop: asyncio.AbstractEventLoop
     counters: Counters
-    mark: int | None
-    """SO_MARK where an outbound has none of its own."""
+    mark: int | Egress | None
+    """SO_MARK where an outbound has none of its own; an Egress on macOS."""
     measures: bool
     """This worker tests the members of urltest groups."""
     look_up: LookUp

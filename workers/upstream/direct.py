@@ -11,6 +11,7 @@ from shared.metrics import Counters
 from workers.stack import Refusal
 from workers.upstream import DestinationRefused, Leg, LegOwner, LookUp, Trail, UpstreamError
 from workers.upstream.direct_leg import DirectLeg
+from workers.upstream.egress import Egress
 from workers.upstream.health import Health
 from workers.upstream.sockets import Sockets, address_text, pack_address
 
@@ -45,7 +46,7 @@ class DirectUpstream:
         counters: Counters,
         cells: int,
         *,
-        mark: int | None,
+        mark: int | Egress | None,
         buffer: bytearray,
         look_up: LookUp,
     ) -> None:

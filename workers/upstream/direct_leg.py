@@ -26,6 +26,8 @@ _OPTIONS = {
 }
 _ERROR = Struct("=IBBBBII").unpack_from  # struct sock_extended_err, include/uapi/linux/errqueue.h
 _QUOTED_MAX = 65536
+_HAS_ERROR_QUEUE = hasattr(socket, "MSG_ERRQUEUE")
+"""Linux; elsewhere the numbers above mean something else, datagrams are sent in fragments, and errors are not told apart."""
 
 
 class DirectLeg:
@@ -92,8 +94,9 @@ class DirectLeg:
         try:
             level, mtu_discover, recverr = _OPTIONS[family]
             # The application knows nothing of our path: what does not fit it is sent in fragments.
-            sock.setsockopt(level, mtu_discover, _IP_PMTUDISC_DONT)
-            sock.setsockopt(level, recverr, 1)
+            if _HAS_ERROR_QUEUE:
+                sock.setsockopt(level, mtu_discover, _IP_PMTUDISC_DONT)
+                sock.setsockopt(level, recverr, 1)
             for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
                 sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
             if family == socket.AF_INET6:
@@ -139,7 +142,7 @@ class DirectLeg:
 
     def _read_errors(self, sock: socket.socket) -> None:
         """Tell the application of the datagrams that ICMP errors came back for."""
-        for _ in range(READS_PER_TURN):
+        for _ in range(READS_PER_TURN if _HAS_ERROR_QUEUE else 0):
             try:
                 payload, ancillary, _, peer = sock.recvmsg(_QUOTED_MAX, 512, socket.MSG_ERRQUEUE)
             except OSError:

@@ -13,6 +13,7 @@ from time import monotonic
 from shared.config import ProxyOutbound
 from shared.metrics import Counters, OutboundCell
 from workers.upstream import Leg, LegOwner, ProxyFailed, Trail, UdpUnsupported, UpstreamError, WrongNetwork
+from workers.upstream.egress import Egress
 from workers.upstream.health import Health
 from workers.upstream.sockets import Sockets
 from workers.upstream.socks import Dialer, SocksUpstream
@@ -43,7 +44,7 @@ class ProxyUpstream:
         counters: Counters,
         cells: int,
         *,
-        mark: int | None,
+        mark: int | Egress | None,
         buffer: bytearray,
         on_udp_support: Callable[[str, bool, str], object],
     ) -> None:

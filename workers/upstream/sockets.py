@@ -6,6 +6,8 @@ import os
 import socket
 
 from shared.config import DialConfig
+from shared.system import bind_to_interface
+from workers.upstream.egress import Egress
 
 __all__ = ["Sockets", "address_text", "pack_address", "wait_readable", "wait_writable"]
 
@@ -26,23 +28,29 @@ def pack_address(text: str) -> bytes | None:
 class Sockets:
     """Makes the sockets of one outbound.
 
-    `mark` is set as SO_MARK where the outbound has none of its own, so that the policy routes let it out beside the tun.
+    `mark` is set as SO_MARK where the outbound has none of its own, so that the policy routes let it out beside the tun;
+    on macOS it is an Egress, by which the socket is bound.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, dial: DialConfig, *, mark: int | None) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, dial: DialConfig, *, mark: int | Egress | None) -> None:
         self.loop = loop
         self.timeout = dial.connect_timeout
-        self._mark = dial.routing_mark if dial.routing_mark is not None else mark
-        self._interface = dial.bind_interface.encode() if dial.bind_interface is not None else None
+        self._egress = mark if isinstance(mark, Egress) and dial.bind_interface is None else None
+        own_mark = mark if isinstance(mark, int) else None
+        self._mark = dial.routing_mark if dial.routing_mark is not None else own_mark
+        self._interface = dial.bind_interface
 
     def make(self, family: int, kind: int, *, local: bool = False) -> socket.socket:
         """Return a non-blocking socket, marked and, unless it is for a `local` address, bound. Raises OSError."""
-        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        sock = socket.socket(family, kind)
         try:
+            sock.setblocking(False)
             if self._mark is not None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
             if self._interface is not None and not local:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._interface)
+                bind_to_interface(sock, self._interface)
+            elif self._egress is not None and not local:
+                self._egress.bind(sock)
         except OSError:
             sock.close()
             raise
@@ -62,7 +70,7 @@ class Sockets:
                 async with asyncio.timeout(timeout):
                     await wait_writable(self.loop, sock.fileno())
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
+            if code and code != errno.EISCONN:  # as macOS says it to who asks twice
                 raise OSError(code, os.strerror(code))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except BaseException:

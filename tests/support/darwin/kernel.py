@@ -27,7 +27,7 @@ from engine.darwin.route import (
     parse_messages,
 )
 from engine.darwin.sockaddr import LinkAddress
-from tests.support.darwin.messages import link, route_message, sin, sin6, trimmed_mask
+from tests.support.darwin.messages import link, pcb_table, route_message, sin, sin6, trimmed_mask
 
 __all__ = ["BOOT_SESSION", "Interface", "Kernel", "Route"]
 
@@ -86,8 +86,10 @@ class Kernel:
         self.services = {"Wi-Fi": ("en0", ()), "USB LAN": ("en7", ("192.0.2.53",))}
         """Name -> device, DNS servers set by hand."""
         self.resolver = "192.168.1.1"
-        self.tables: dict[str, bytes] = {}
+        self.tables = {f"net.inet.{protocol}.pcblist_n": pcb_table() for protocol in ("tcp", "udp")}
         """Of sockets, by name of their sysctl."""
+        self.processes: dict[int, tuple[int, int, str, tuple[str, ...]]] = {}
+        """Process id -> parent, user, path, arguments."""
         self.refuse: dict[str, int] = {}
         """Name of a call -> errno that it fails with."""
         self.controls: dict[int, Control] = {}
@@ -279,6 +281,12 @@ class Kernel:
         if not any((one.destination, one.scope) == (route.destination, route.scope) for one in self.routes):
             self.routes.append(route)
 
+    def bind_to_interface(self, family: int, index: int) -> None:
+        """IP_BOUND_IF and IPV6_BOUND_IF of a socket that goes out."""
+        self._note("bind_to_interface", f"{family},{index}")
+        if not any(one.index == index for one in self.interfaces.values()):
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+
     def interface_index(self, name: str) -> int:
         self.reap()
         if name not in self.interfaces:
@@ -409,6 +417,10 @@ class Kernel:
 
     def sysctl(self, *name: int) -> bytes:
         self.reap()
+        if name[:2] == (1, 49):
+            _, _, path, arguments = self._process(name[2])
+            words = [path, *[""] * 7, *arguments, "HOME=/Users/me", ""]
+            return struct.pack("=i", len(arguments)) + "\0".join(words).encode()
         assert (name[:3], name[4:]) == ((4, 17, 0), (1, 0)), "NET_RT_DUMP"
         version = {2: 4, 30: 6}[name[3]]
         return b"".join(
@@ -421,6 +433,24 @@ class Kernel:
         if name == "kern.maxfilesperproc":
             return struct.pack("=i", 4096)
         return self.tables[name]
+
+    def _process(self, pid: int) -> tuple[int, int, str, tuple[str, ...]]:
+        if pid not in self.processes:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return self.processes[pid]
+
+    def process_path(self, pid: int) -> str:
+        return self._process(pid)[2]
+
+    def process_info(self, pid: int, flavor: int, size: int) -> bytes:
+        assert (flavor, size) == (13, 64), "PROC_PIDT_SHORTBSDINFO"
+        parent, uid, path, _ = self._process(pid)
+        return struct.pack("=4I16s8I", pid, parent, pid, 2, path.encode()[-15:], 0, uid, 20, uid, 20, uid, 20, 0)
+
+    def process_ids(self, kind: int, of: int) -> bytes:
+        assert kind == 6, "PROC_PPID_ONLY"
+        children = [pid for pid, (parent, *_) in self.processes.items() if parent == of]
+        return struct.pack(f"={len(children)}i", *children)
 
     # programs
 

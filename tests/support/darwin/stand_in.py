@@ -14,7 +14,16 @@ Call = Callable[..., Any]
 
 MAKE_SOCKETS = ("control_socket", "inet_socket", "route_socket", "monitor_socket")
 TAKE_SOCKETS = ("connect_control", "get_option", "set_option", "ioctl")
-PLAIN = ("interface_index", "interface_name", "sysctl", "sysctl_by_name", "run")
+PLAIN = (
+    "interface_index",
+    "interface_name",
+    "sysctl",
+    "sysctl_by_name",
+    "run",
+    "process_path",
+    "process_info",
+    "process_ids",
+)
 
 
 class KernelSocket(socket.socket):
