@@ -37,7 +37,13 @@ def with_proxy(config: EngineConfig, proxy: ProxyConfig) -> EngineConfig:
     while any(outbound.tag == tag for outbound in outbounds):
         tag += "'"
     route = msgspec.structs.replace(policy.route, final=tag)
+    # Without a section of its own, DNS goes where flows go that no rule takes.
+    servers = tuple(
+        msgspec.structs.replace(server, detour=tag) if server.kind == "addressee" else server
+        for server in policy.dns.servers
+    )
+    dns = msgspec.structs.replace(policy.dns, servers=servers)
     outbounds.insert(0, ProxyOutbound(tag=tag, proxy=proxy))
     return msgspec.structs.replace(
-        config, policy=msgspec.structs.replace(policy, outbounds=tuple(outbounds), route=route)
+        config, policy=msgspec.structs.replace(policy, outbounds=tuple(outbounds), route=route, dns=dns)
     )

@@ -20,6 +20,7 @@ __all__ = [
     "OneAddress",
     "Prefix",
     "Regex",
+    "is_address",
     "looks_masked",
 ]
 
@@ -98,20 +99,21 @@ def _host_name(value: Any) -> str:
     text = _text(value, "a server")
     if not text:
         raise ValueError("the server is empty: write its name or address")
-    if looks_masked(text) and not _is_address(text):
+    if looks_masked(text) and not is_address(text):
         raise ValueError(f"{text!r} is a placeholder: write the real name or address of the server")
-    if ":" in text and not _is_address(text.partition("%")[0]):
+    if ":" in text and not is_address(text.partition("%")[0]):
         raise ValueError(
             f"{text!r} is no name or address of a server: the port stands in server_port, a scheme nowhere"
         )
     if re.search(r"[\s/@]", text) or len(text) > 253:
         raise ValueError(f"{text!r} is no name or address of a server")
-    if re.fullmatch(r"[\d.]+", text) and not _is_address(text):
+    if re.fullmatch(r"[\d.]+", text) and not is_address(text):
         raise ValueError(f"{text!r} is no IPv4 address: it consists of four numbers from 0 to 255")
     return text
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether a text is an IPv4 or IPv6 address."""
     try:
         ip_address(text)
     except ValueError:
@@ -123,7 +125,7 @@ def _domain_name(value: Any) -> str:
     text = _text(value, "a name")
     if not text.strip("."):
         raise ValueError("the name is empty")
-    if re.search(r"[\s/:]", text) and not _is_address(text):
+    if re.search(r"[\s/:]", text) and not is_address(text):
         raise ValueError(f"{text!r} is no domain name: write it without scheme, port or path")
     if "*" in text:
         bare = text.removeprefix("*.")

@@ -12,6 +12,7 @@ from engine.config.build.machine import Machine
 from engine.config.build.outbounds import Outbounds
 from engine.config.decode import nearest
 from engine.config.dialect import tags_in
+from engine.config.names import is_address
 from engine.config.options.dns import (
     DnsOptions,
     DnsServerOptions,
@@ -137,6 +138,11 @@ def _check_resolver(option: DnsServerOptions, servers: AbstractSet[str], report:
         if resolver is not None and resolver.server and resolver.server not in servers:
             where = (*option.where, "domain_resolver")
             report.error(where, f'no DNS server has the tag "{resolver.server}"{nearest(resolver.server, servers)}')
+        elif resolver is not None and not is_address(option.server):
+            report.warning(
+                (*option.where, "domain_resolver"),
+                f'"{option.server}" is looked up by the resolver of this machine, at the start, and not by "{resolver.server}"',
+            )
 
 
 def _tls(tls: TlsOptions, report: Report, machine: Machine) -> dict[str, Any]:

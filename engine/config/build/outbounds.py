@@ -6,6 +6,7 @@ from typing import Literal
 from engine.config.build.machine import Machine
 from engine.config.decode import nearest
 from engine.config.dialect import Path, tags_in
+from engine.config.names import is_address
 from engine.config.options.outbound import (
     BlockOptions,
     DialOptions,
@@ -99,6 +100,16 @@ def build_outbounds(
 def _build(
     tag: str, options: OutboundOptions, route: RouteOptions, found: Outbounds, report: Report, machine: Machine
 ) -> None:
+    if (
+        isinstance(options, SocksOptions | HttpOptions)
+        and options.dial.domain_resolver
+        and not is_address(options.server)
+    ):
+        report.warning(
+            (*options.where, "domain_resolver"),
+            f'"{options.server}" is looked up by the resolver of this machine, at the start, and not by '
+            f'"{options.dial.domain_resolver.server}"',
+        )
     match options:
         case SocksOptions():
             _check_credentials(options, report)

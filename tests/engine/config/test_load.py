@@ -224,3 +224,9 @@ def test_a_password_that_everybody_can_read_is_told(tmp_path: Path) -> None:
     assert warning.endswith(f"outbounds[0].password: every user of this machine can read this: chmod 600 {path}")
     path.chmod(0o600)
     assert load(path).warnings == ()
+
+
+def test_proxy_option_without_outbounds_takes_dns_as_well(load: Load) -> None:
+    config = with_proxy(load("{}"), ProxyConfig("socks5", "192.0.2.1", 1080))
+    assert config.policy.route.final == "proxy"
+    assert config.policy.dns.servers[0].detour == "proxy"

@@ -151,7 +151,7 @@ MODERN = {
                       {"domain": "x.example", "action": "predefined", "rcode": "NXDOMAIN"}],
             "final": "doh", "strategy": "prefer_ipv4", "cache_capacity": 8192, "reverse_mapping": True},
     "outbounds": [SOCKS, {"type": "http", "tag": "h", "server": "h.example", "server_port": 8080, "username": "u",
-                   "password": "p", "domain_resolver": "local"},
+                   "password": "p"},
                   {"type": "selector", "tag": "s", "outbounds": ["proxy", "h"], "default": "h"},
                   {"type": "urltest", "tag": "t", "outbounds": ["proxy", "h"], "interval": "1m", "tolerance": 100}, DIRECT],
     "route": {"rules": [{"action": "sniff"}, {"protocol": "dns", "action": "hijack-dns"},
