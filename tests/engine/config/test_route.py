@@ -193,7 +193,7 @@ def test_dns(load: Load) -> None:
         ("reject", None, "REFUSED", None),
         ("predefined", None, "NXDOMAIN", None),
     ]
-    assert isinstance(dns.rules[0], DnsRule) and dns.rules[0].origin == "config.json:84:4"
+    assert isinstance(dns.rules[0], DnsRule) and dns.rules[0].origin == "config.json:83:4"
     assert (dns.final, dns.strategy, dns.cache_capacity, dns.reverse_mapping) == ("doh", "prefer_ipv4", 8192, True)
 
 
