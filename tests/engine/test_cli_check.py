@@ -21,8 +21,8 @@ def test_errors_and_warnings_stand_in_the_order_of_the_file() -> None:
     assert (result.returncode, result.stdout) == (2, "")
     lines = result.stderr.splitlines()
     assert lines[-1] == "engine: 1 error: the configuration cannot be used"
-    assert [int(line.removeprefix(f"{ARTICLE}:").split(":")[0]) for line in lines[:-1]] == [10, 14, 24, 43, 69, 74]
-    assert [line for line in lines[:-1] if "warning: " not in line] == [lines[4]]
+    assert [int(line.removeprefix(f"{ARTICLE}:").split(":")[0]) for line in lines[:-1]] == [10, 14, 24, 43, 59, 69, 74]
+    assert [line for line in lines[:-1] if "warning: " not in line] == [lines[5]]
 
 
 def test_several_files_and_a_directory(tmp_path: Path) -> None:
