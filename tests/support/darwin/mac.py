@@ -5,7 +5,7 @@ import pickle
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +51,7 @@ def serve(kernel: Kernel, path: Path) -> Iterator[None]:
 
 def answer(kernel: Kernel, client: socket.socket) -> None:
     """Do what one process asks for, until it ends."""
-    with client:
+    with client, suppress(ConnectionError):  # some are killed while they ask
         while data := client.recv(REQUEST_MAX):
             name, arguments = pickle.loads(data)
             fds: list[int] = []
