@@ -7,7 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-__all__ = ["Offload", "ReadPacket", "TunDevice", "TunError", "open_tun"]
+__all__ = ["NAMED_UTUN", "Offload", "ReadPacket", "TunDevice", "TunError", "open_tun"]
+
+NAMED_UTUN = sys.platform == "darwin"
+"""Tun devices are named utunN, and in no other way."""
 
 Offload = Literal["auto", "uso", "tso", "csum", "none", "no-header"]
 """The most that is asked of the kernel: UDP and TCP segments up to 64 KiB, TCP segments only, partial checksums only, a

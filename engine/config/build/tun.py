@@ -1,5 +1,6 @@
 """The tun: which one, and what is led into it."""
 
+import re
 from ipaddress import ip_address, ip_interface
 
 from engine.config.build.machine import Machine
@@ -101,6 +102,11 @@ def _check_name(options: TunOptions, report: Report, machine: Machine) -> None:
         report.warning(
             path, f'an interface named "{name}" is there already: the engine cannot start while another program has it'
         )
+    elif machine.named_utun:
+        if not re.fullmatch(r"utun\d{1,3}", name):
+            report.error(
+                path, f'macOS names tun devices utunN: write "utun8" in place of "{name}", or leave the key out'
+            )
     elif name.startswith("utun"):
         report.warning(path, f'"{name}" is a name as macOS gives them; Linux takes any name, and the tun is named so')
 

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from engine.config.build.conditions import NEVER
+from engine.config.build.machine import Machine
+from engine.config.load import load_text
+from engine.config.problems import ConfigError
 from shared.config import (
     DirectOutbound,
     DnsRule,
@@ -354,3 +357,10 @@ def test_an_outbound_that_is_refused_is_told_once(errors: Any) -> None:
     outbounds = [{"type": "vmess", "tag": "v"}, {"type": "selector", "tag": "s", "outbounds": ["v"]}]
     (line,) = errors(outbounds=outbounds, route={"rules": [{"port": 1, "outbound": "v"}], "final": "s"})
     assert '"vmess" is not supported' in line
+
+
+def test_names_of_tuns_on_macos() -> None:
+    mac = Machine(frozenset({"lo0", "en0"}), Path.read_bytes, named_utun=True)
+    assert load_text(with_base(inbounds=[{**TUN, "interface_name": "utun8"}]), machine=mac).warnings == ()
+    with pytest.raises(ConfigError, match="macOS names tun devices utunN"):
+        load_text(with_base(inbounds=[{**TUN, "interface_name": "tun0"}]), machine=mac)
