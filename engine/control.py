@@ -71,11 +71,11 @@ class ControlServer:
             writer.close()
 
 
-def ask(run_dir: Path, request: Request) -> Reply:
+def ask(run_dir: Path, request: Request, *, timeout: float = CLIENT_TIMEOUT) -> Reply:
     """Send `request` to the engine of `run_dir` and return its reply. Raises NotRunning."""
     path = run_dir / "control.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(CLIENT_TIMEOUT)
+        client.settimeout(timeout)
         try:
             client.connect(str(path))
             client.sendall(msgspec.json.encode(request) + b"\n")

@@ -36,7 +36,7 @@ class Inspector:
         network: Network,
         supervisor: Supervisor,
         ingress: Ingress,
-        proxy: str,
+        proxy: Callable[[], str],
         udp: Callable[[], str],
         outbounds: Sequence[str],
     ) -> None:
@@ -67,7 +67,7 @@ class Inspector:
             mtu=self._tun.mtu,
             offload=list(self._tun.features),
             link_up=self._network.link_up,
-            proxy=self._proxy,
+            proxy=self._proxy(),
             udp=self._udp(),
             packets_in=master[Cell.PACKETS_IN],
             bytes_in=master[Cell.BYTES_IN],

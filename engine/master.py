@@ -39,14 +39,15 @@ from engine.netconf import Network, front
 from engine.netconf.plan import NetworkPlan
 from engine.notify import notify
 from engine.owners import FlowOwners, open_owners
-from engine.requests import Measure, Reply, Request, Stop
+from engine.reload import Reloader
+from engine.requests import Measure, Reload, Reply, Request, Stop
 from engine.run.network import PrivateNetwork
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Report, Supervisor, WorkerFailed
 from engine.tun import TunDevice, open_tun
 from engine.udp_support import UdpOfProxies
 from engine.watchdog import CHECK_INTERVAL, Watchdog
-from shared.config import ProxyOutbound, WorkerConfig
+from shared.config import Policy, ProxyOutbound, WorkerConfig
 from shared.control import Delay, FindProcess, Flows, LoopSuspected, Measured, Reloaded, UdpSupport, Used
 from shared.pool import Pool, PoolLayout
 from shared.system import file_limit, user_exists
@@ -112,6 +113,7 @@ class _Master:
     answers: Answers
     ingress: Ingress
     inspector: Inspector
+    reloader: Reloader
     limits: Limits
 
     def __init__(self, options: StartOptions) -> None:
@@ -133,9 +135,7 @@ class _Master:
             self._open_listeners(undo, config.http)
         for number in (signal.SIGINT, signal.SIGTERM):
             self.loop.add_signal_handler(number, self.stopped.set)
-        self.loop.add_signal_handler(
-            signal.SIGHUP, lambda: log.info("nothing to reload: started without a configuration file")
-        )
+        self.loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
         self.tun = options.tun or open_tun(config.tun.interface_name, mtu=config.tun.mtu, offload=config.tun.offload)
         undo.callback(self.tun.close)
@@ -157,13 +157,16 @@ class _Master:
         for remark in await network.apply(self._plan()):
             log.warning("%s", remark)
         self._start_ingress(undo)
+        self.reloader = Reloader(
+            config, options.command_line, network=network, put_in_force=self._put_in_force, counted=self.counted
+        )  # fmt: skip
         self.inspector = Inspector(
             tun=self.tun,
             pool=self.pool,
             network=network,
             supervisor=self.supervisor,
             ingress=self.ingress,
-            proxy=self.destination,
+            proxy=lambda: self.destination,
             udp=lambda: str(self.udp),
             outbounds=self.counted,
         )
@@ -188,7 +191,7 @@ class _Master:
     @property
     def destination(self) -> str:
         """Where flows go that no rule takes: the proxy's URL, or the tag of another kind of outbound."""
-        policy = self.options.config.policy
+        policy = self.reloader.config.policy
         default = next(outbound for outbound in policy.outbounds if outbound.tag == policy.route.final)
         return str(default.proxy) if isinstance(default, ProxyOutbound) else default.tag
 
@@ -352,6 +355,17 @@ class _Master:
             self.failure = failure
         self.stopped.set()
 
+    async def _put_in_force(self, policy: Policy) -> list[str]:
+        """Have new flows follow `policy`, in all workers; return why one cannot."""
+        whole = self.groups.load(self.owners.load(policy, guards=self.options.tun is None))
+        self.supervisor.set_policy(whole)
+        answers = await self.answers.reload(whole)
+        return sorted({error for error in answers.values() if error is not None})
+
+    def _on_hangup(self) -> None:
+        """SIGHUP: reload; its outcome is in the log."""
+        self.reloading = self.loop.create_task(self.reloader.reload(), name="reload")
+
     def _on_report(self, worker: int, report: Report) -> None:
         match report:
             case UdpSupport():
@@ -371,6 +385,8 @@ class _Master:
         if isinstance(request, Stop):
             self.stopped.set()
             return Reply(ok=True)
+        if isinstance(request, Reload):
+            return Reply(reloaded=await self.reloader.reload())
         if isinstance(request, Measure):
             return Reply(measurement=await self.inspector.measurement())
         return Reply(status=await self.inspector.status())

@@ -5,7 +5,18 @@ A request is told by its `command`, so {"command": "status"} is one.
 
 import msgspec
 
-__all__ = ["EngineStatus", "Measure", "Measurement", "Reply", "Request", "Status", "Stop", "WorkerStatus"]
+__all__ = [
+    "EngineStatus",
+    "Measure",
+    "Measurement",
+    "Reload",
+    "Reloaded",
+    "Reply",
+    "Request",
+    "Status",
+    "Stop",
+    "WorkerStatus",
+]
 
 
 class Status(msgspec.Struct, frozen=True, tag_field="command", tag="status"):
@@ -20,7 +31,20 @@ class Measure(msgspec.Struct, frozen=True, tag_field="command", tag="measure"):
     """All counters as they stand: Reply.measurement."""
 
 
-Request = Status | Stop | Measure
+class Reload(msgspec.Struct, frozen=True, tag_field="command", tag="reload"):
+    """Read the configuration again and let new flows follow it: Reply.reloaded."""
+
+
+Request = Status | Stop | Measure | Reload
+
+
+class Reloaded(msgspec.Struct, kw_only=True):
+    """What came of a reload."""
+
+    errors: list[str] = []
+    """Why nothing has changed; empty: the new configuration is in force."""
+    remarks: list[str] = []
+    """What the user should know."""
 
 
 class WorkerStatus(msgspec.Struct, kw_only=True):
@@ -110,5 +134,6 @@ class Reply(msgspec.Struct, omit_defaults=True):
 
     status: EngineStatus | None = None
     measurement: Measurement | None = None
+    reloaded: Reloaded | None = None
     ok: bool | None = None
     error: str | None = None

@@ -14,7 +14,7 @@ from engine.cli.fetch import fetch
 from engine.cli.importing import import_file
 from engine.cli.repair import repair
 from engine.cli.run import run
-from engine.cli.running import status, stop
+from engine.cli.running import reload, status, stop
 from engine.cli.start import start
 
 __all__ = ["main"]
@@ -26,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Carries every TCP and UDP flow of this machine to your SOCKS5 proxy.",
 )
-for command in (start, stop, status, check, explain, fetch, demo, repair):
+for command in (start, stop, reload, status, check, explain, fetch, demo, repair):
     app.command()(command)
 # What follows the command belongs to the command: `engine run curl -v` is `engine run -- curl -v`.
 app.command(context_settings={"allow_interspersed_args": False})(run)

@@ -1,10 +1,12 @@
-"""Commands that talk to the running engine: stop, status."""
+"""Commands that talk to the running engine: stop, reload, status."""
 
 import typer
 
-from engine.cli.options import DEFAULT_RUN_DIR, FAILED, AsJson, RunDir, fail
+from engine.cli.options import DEFAULT_RUN_DIR, FAILED, USAGE, AsJson, RunDir, fail
 
-__all__ = ["status", "stop"]
+__all__ = ["reload", "status", "stop"]
+
+RELOAD_TIMEOUT = 90.0  # seconds; names are looked up, and a resolver that does not answer takes its time
 
 
 def stop(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
@@ -26,6 +28,24 @@ def stop(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
         repair(run_dir)
     else:
         typer.echo("stopped")
+
+
+def reload(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
+    """Let new flows follow the configuration as it stands in its files now; exit 2 when it has errors, and nothing changes."""
+    from engine.control import NotRunning, ask
+    from engine.requests import Reload
+
+    try:
+        reply = ask(run_dir, Reload(), timeout=RELOAD_TIMEOUT)
+    except NotRunning as error:
+        fail(FAILED, str(error))
+    if reply.reloaded is None:
+        fail(FAILED, reply.error or "the engine did not reload")
+    for line in (*reply.reloaded.errors, *reply.reloaded.remarks):
+        typer.echo(line, err=True)
+    if reply.reloaded.errors:
+        fail(USAGE, "not reloaded: the engine goes on with what it had")
+    typer.echo("reloaded")
 
 
 def status(as_json: AsJson = False, run_dir: RunDir = DEFAULT_RUN_DIR) -> None:

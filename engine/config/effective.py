@@ -1,5 +1,6 @@
 """Files and command line -> the configuration in force. A reload makes it anew, and changes nothing when that fails."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -41,11 +42,14 @@ class CommandLine(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Literal["text", "json"] | None = None
 
 
-def effective(line: CommandLine, machine: Machine | None = None) -> tuple[EngineConfig, tuple[str, ...]]:
+def effective(
+    line: CommandLine, machine: Machine | None = None, *, known: Mapping[str, tuple[str, ...]] | None = None
+) -> tuple[EngineConfig, tuple[str, ...]]:
     """Return the configuration in force, names resolved, and remarks for the user: warnings of the files among them.
 
-    Nothing of the machine is changed. Without files there must be a proxy. Raises ConfigError, ResolveError, ListenError,
-    UsageError, and OSError for a directory that cannot be read.
+    Nothing of the machine is changed. Without files there must be a proxy. `known`: addresses that names had before, for
+    those that are not found now. Raises ConfigError, ResolveError, ListenError, UsageError, and OSError for a directory
+    that cannot be read.
     """
     if line.files:
         config = load(expand(line.files), machine)
@@ -54,7 +58,7 @@ def effective(line: CommandLine, machine: Machine | None = None) -> tuple[Engine
     else:
         assert line.proxy is not None, "without files there is a proxy"
         config = for_proxy(line.proxy)
-    config, troubles = resolve(_with_options(config, line))
+    config, troubles = resolve(_with_options(config, line), known)
     if config.kill_switch and not config.tun.auto_route:
         raise UsageError("the kill switch needs the routes: leave --no-auto-route out, or write auto_route: true")
     remarks = (warning.replace(": warning: ", ": ", 1) for warning in config.warnings)

@@ -1,6 +1,7 @@
 """Names of servers -> addresses, while the machine's own routes and resolver are still in force."""
 
 import socket
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 
@@ -19,15 +20,20 @@ class ResolveError(Exception):
     """No proxy of the configuration can be reached by its name; the text is one sentence."""
 
 
-def resolve(config: EngineConfig) -> tuple[EngineConfig, list[str]]:
+def resolve(config: EngineConfig, known: Mapping[str, tuple[str, ...]] | None = None) -> tuple[EngineConfig, list[str]]:
     """Return the configuration with the addresses of proxies and DNS servers, and a sentence for each name without any.
 
+    `known`: addresses that names had before, used for those that are not found now.
     Raises ResolveError when there are proxies, and none of them has an address.
     """
     outbounds, servers = config.policy.outbounds, config.policy.dns.servers
     names = {outbound.proxy.host for outbound in outbounds if isinstance(outbound, ProxyOutbound)}
     names |= {server.server for server in servers if server.kind in ("udp", "tcp", "tls", "https")}
     found, troubles = _look_up(names)
+    for name in troubles.keys() & (known or {}).keys():
+        assert known is not None, "there is something in it"
+        found[name] = known[name]
+        troubles[name] += f" Until then it keeps {', '.join(known[name])}."
     policy = msgspec.structs.replace(
         config.policy,
         outbounds=tuple(_outbound(outbound, found) for outbound in outbounds),

@@ -1,0 +1,119 @@
+"""`engine reload` and SIGHUP: another configuration for new flows, while those that are there live on.
+
+1  the files are read, checked and names resolved, in a thread; a configuration with an error changes nothing
+2  proxies that are new are let out beside the tun
+3  every worker is told; each answers whether it can follow. If one cannot, all go back to what they had
+4  workers that are started from now on get it as well
+
+What cannot be changed while the tun stands (its addresses, limits, HTTP) is named, and waits for the next start.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from engine.config.effective import CommandLine, UsageError, effective
+from engine.config.model import EngineConfig
+from engine.config.problems import ConfigError
+from engine.config.resolve import ResolveError, upstream_addresses
+from engine.http.listen import ListenError
+from engine.netconf import Network, NetworkError
+from engine.requests import Reloaded
+from shared.config import Policy, ProxyOutbound
+
+__all__ = ["Reloader"]
+
+log = logging.getLogger(__name__)
+
+SWAPPED = ("policy", "files", "warnings")
+"""Fields of EngineConfig that a reload puts into force."""
+
+
+class Reloader:
+    """Holds the configuration in force, made of `line`.
+
+    `put_in_force` has all workers follow a policy, and returns why one cannot. `counted`: tags of outbounds in the order of
+    their rows in the counters, to which new ones are appended.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        line: CommandLine | None,
+        *,
+        network: Network,
+        put_in_force: Callable[[Policy], Awaitable[list[str]]],
+        counted: list[str],
+    ) -> None:
+        self.config = config
+        self._line = line
+        self._network = network
+        self._put_in_force = put_in_force
+        self._counted = counted
+        self._one_at_a_time = asyncio.Lock()
+
+    async def reload(self) -> Reloaded:
+        """Put the configuration as it stands in the files now into force, or say why not."""
+        async with self._one_at_a_time:
+            done = await self._reload()
+        for line in done.errors:
+            log.error("not reloaded: %s", line)
+        for line in done.remarks:
+            log.warning("%s", line)
+        if not done.errors:
+            log.info("reloaded: new flows follow the new configuration")
+        return done
+
+    async def _reload(self) -> Reloaded:
+        if self._line is None:
+            return Reloaded(errors=["this engine belongs to one command (engine run), and has nothing to read again"])
+        old = self.config
+        try:
+            new, told = await asyncio.to_thread(effective, self._line, known=_addresses(old))
+        except ConfigError as error:
+            return Reloaded(errors=[*map(str, error.errors)], remarks=[*map(str, error.warnings)])
+        except (OSError, ResolveError, ListenError, UsageError) as error:
+            return Reloaded(errors=[str(error)])
+        remarks = [*told, *(f"{name}: takes effect at the next start" for name in _held_back(old, new))]
+        try:
+            known = set(upstream_addresses(old))
+            await self._network.bypass(address for address in upstream_addresses(new) if address not in known)
+        except NetworkError as error:
+            return Reloaded(errors=[str(error)], remarks=remarks)
+        self._counted += [outbound.tag for outbound in new.policy.outbounds if outbound.tag not in self._counted]
+        errors = await self._put_in_force(self._with_rows(new.policy))
+        if errors:
+            await self._put_in_force(self._with_rows(old.policy))
+            return Reloaded(errors=errors, remarks=remarks)
+        self.config = msgspec.structs.replace(old, **{name: getattr(new, name) for name in SWAPPED})
+        return Reloaded(remarks=remarks)
+
+    def _with_rows(self, policy: Policy) -> Policy:
+        return msgspec.structs.replace(policy, counted=tuple(self._counted))
+
+
+def _addresses(config: EngineConfig) -> dict[str, tuple[str, ...]]:
+    """Names of servers -> addresses, as far as they are known."""
+    proxies = [outbound.proxy for outbound in config.policy.outbounds if isinstance(outbound, ProxyOutbound)]
+    found = {proxy.host: proxy.addresses for proxy in proxies if proxy.addresses}
+    return found | {server.server: server.addresses for server in config.policy.dns.servers if server.addresses}
+
+
+def _held_back(old: EngineConfig, new: EngineConfig) -> list[str]:
+    """Names of what differs and cannot be swapped, such as `tun.mtu`."""
+    names = []
+    for field in old.__struct_fields__:
+        before, after = getattr(old, field), getattr(new, field)
+        if field in SWAPPED or before == after:
+            continue
+        if isinstance(before, msgspec.Struct) and type(before) is type(after):
+            names += [
+                f"{field}.{inner}"
+                for inner in before.__struct_fields__
+                if getattr(before, inner) != getattr(after, inner)
+            ]
+        else:
+            names.append(field)
+    return names
