@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Limits", "cgroup_memory", "find_limits"]
+from shared.system import file_limit
+
+__all__ = ["Limits", "cgroup_memory", "find_limits", "raise_file_limit"]
 
 MIB = 1024 * 1024
 MASTER_MEMORY = 128 * MIB
@@ -46,6 +48,12 @@ class Limits:
     """UDP associations of a worker; each takes two descriptors."""
     remarks: tuple[str, ...]
     """What the user must know: that there is less than was asked for."""
+
+
+def raise_file_limit() -> None:
+    """Each TCP flow is one descriptor in its worker: ask for as many as the hard limit allows, for us and our children."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (file_limit(hard), hard))
 
 
 def find_limits(workers: int, *, flows: int, associations: int) -> Limits:
@@ -87,7 +95,7 @@ def find_limits(workers: int, *, flows: int, associations: int) -> Limits:
 
 
 def _ram() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def cgroup_memory(mounts: Path = Path("/proc/self/mounts"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
@@ -97,7 +105,9 @@ def cgroup_memory(mounts: Path = Path("/proc/self/mounts"), membership: Path = P
     """
     if not membership.exists():  # not on macOS
         return None
-    limits = []
+    limits: list[int] = []
+    if not membership.exists():  # no Linux
+        return None
     for mount, options, path in _memory_hierarchies(mounts, membership):
         name = "memory.limit_in_bytes" if "memory" in options else "memory.max"
         # Where the mount does not show the whole tree, as in many containers, its top is this process's own.

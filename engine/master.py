@@ -9,7 +9,6 @@ import asyncio
 import errno
 import logging
 import os
-import resource
 import secrets
 import signal
 import socket
@@ -24,7 +23,6 @@ import msgspec
 from engine.answers import Answers
 from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
-from engine.config.resolve import upstream_addresses
 from engine.control import ControlServer
 from engine.fake_names import FakeNamesError, fake_ip_config, open_fake_names
 from engine.groups import Groups
@@ -34,9 +32,9 @@ from engine.http.listen import ListenError, listen
 from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.inspector import Inspector
-from engine.limits import Limits, find_limits
+from engine.limits import Limits, find_limits, raise_file_limit
 from engine.netconf import Network, front
-from engine.netconf.plan import NetworkPlan
+from engine.network_plan import FWMARK, network_plan
 from engine.notify import notify
 from engine.owners import FlowOwners, open_owners
 from engine.reload import Reloader
@@ -46,11 +44,12 @@ from engine.run_dir import lock_run_dir
 from engine.supervisor import Report, Supervisor, WorkerFailed
 from engine.tun import TunDevice, open_tun
 from engine.udp_support import UdpOfProxies
+from engine.users import HTTP_UID, WORKER_UID
 from engine.watchdog import CHECK_INTERVAL, Watchdog
 from shared.config import Policy, ProxyOutbound, WorkerConfig
 from shared.control import Delay, FindProcess, Flows, LoopSuspected, Measured, Reloaded, UdpSupport, Used
 from shared.pool import Pool, PoolLayout
-from shared.system import file_limit, user_exists
+from shared.system import user_exists
 
 __all__ = ["EngineFailed", "StartOptions", "run_engine"]
 
@@ -58,13 +57,6 @@ log = logging.getLogger(__name__)
 ready_log = logging.getLogger("engine.ready")
 """Of the one line that says that packets flow: `engine start` prints it whatever the level of the log is."""
 
-WORKER_UID = 60922
-"""Numeric user of the workers, in a range that systemd leaves unused (60578 to 61183); it needs no account. Their sockets
-are told from all others by it, so that no capability is needed to keep them out of the tun."""
-HTTP_UID = WORKER_UID + 1
-"""Numeric user of the HTTP process. Not the workers', who could otherwise be signalled by it and whose sockets leave the tun."""
-FWMARK = 0x74756E
-"""Mark of our sockets where the workers cannot change their user."""
 SLOTS = 512
 """Packets above 2 KiB that may be on their way to workers, 68 KiB of (not yet touched) memory each."""
 RING_ENTRIES = 1024
@@ -130,7 +122,7 @@ class _Master:
     async def run(self, undo: AsyncExitStack) -> None:
         options, config = self.options, self.options.config
         undo.enter_context(lock_run_dir(options.run_dir))
-        _raise_file_limit()
+        raise_file_limit()
         if config.http is not None and config.http.is_named:
             self._open_listeners(undo, config.http)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -154,7 +146,7 @@ class _Master:
         )
         undo.push_async_callback(self.owners.close)
         await self._start_workers(layout, undo)
-        for remark in await network.apply(self._plan()):
+        for remark in await network.apply(network_plan(config, self.tun)):
             log.warning("%s", remark)
         self._start_ingress(undo)
         self.reloader = Reloader(
@@ -194,30 +186,6 @@ class _Master:
         policy = self.reloader.config.policy
         default = next(outbound for outbound in policy.outbounds if outbound.tag == policy.route.final)
         return str(default.proxy) if isinstance(default, ProxyOutbound) else default.tag
-
-    def _plan(self) -> NetworkPlan:
-        config = self.options.config
-        tun = config.tun
-        plan: NetworkPlan = front().build_plan(
-            interface=self.tun.name,
-            mtu=self.tun.mtu,
-            addresses=tun.addresses,
-            auto_route=tun.auto_route,
-            include=tun.route_address or ("0.0.0.0/0", "::/0"),
-            exclude=tun.route_exclude_address,
-            upstreams=upstream_addresses(config),
-            own_uid=WORKER_UID,
-            own_mark=FWMARK,
-            kill_switch=config.kill_switch,
-            strict=tun.strict_route,
-            include_uid=tun.include_uid,
-            exclude_uid=tun.exclude_uid,
-            include_interface=tun.include_interface,
-            exclude_interface=tun.exclude_interface,
-            table=tun.table,
-            priority=tun.priority,
-        )
-        return plan
 
     async def _restore_network(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         """An engine that fails is still meant to be up: its kill switch stays closed."""
@@ -390,12 +358,6 @@ class _Master:
         if isinstance(request, Measure):
             return Reply(measurement=await self.inspector.measurement())
         return Reply(status=await self.inspector.status())
-
-
-def _raise_file_limit() -> None:
-    """Each TCP flow is one descriptor in its worker: ask for as many as the hard limit allows."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (file_limit(hard), hard))
 
 
 def _every(loop: asyncio.AbstractEventLoop, interval: float, call: Callable[[], None]) -> Callable[[], None]:

@@ -21,7 +21,7 @@ def discovered_proxy(command: str) -> ProxyConfig:
     `command` is what the user typed, for the advice.
     """
     from engine.discovery.search import discover, report
-    from engine.master import WORKER_UID
+    from engine.users import WORKER_UID
 
     log.info("no proxy is named: looking for one on this machine (environment, settings, listening programs)")
     discovery = asyncio.run(discover(own_uid=WORKER_UID))

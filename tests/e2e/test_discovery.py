@@ -9,8 +9,8 @@ import pytest
 
 from engine.discovery import Access, Speech
 from engine.discovery.probe import probe
-from engine.master import WORKER_UID
 from engine.proxy_url import parse_proxy_url
+from engine.users import WORKER_UID
 from tests.support import upstreams
 from tests.support.engine import ENGINE, running_engine
 from tests.support.netns import PROXY_V4, TARGET_V4, Topology
