@@ -1,7 +1,8 @@
 """Notices flows that lead in a circle: what a proxy sends to its server comes back to us, and goes to the proxy again.
 
 The loop guard of the master lets a local proxy's own flows out, but not every proxy can be told by its sockets (a container,
-a chain of programs). A circle shows itself: flows to one destination become more and more, and none gets an answer.
+a chain of programs). A circle shows itself: flows to one destination become more and more, and none gets an answer. Flows that
+are open and have asked nothing, such as a program's idle connections, are no part of one: a circle passes on what it is given.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,6 +31,14 @@ class Watched(Protocol):
     @property
     def facts(self) -> FlowFacts:
         """What is known of it."""
+
+    @property
+    def is_dialing(self) -> bool:
+        """Whether its outbound has not connected yet."""
+
+    @property
+    def up(self) -> int:
+        """Bytes of payload from the application."""
 
     @property
     def down(self) -> int:
@@ -65,6 +74,8 @@ class LoopWatch:
             if other.destination_port == port and other.destination == address:
                 if flow.down:
                     return
+                if not flow.up and not flow.is_dialing:
+                    continue
                 count += 1
                 oldest = min(oldest, flow.facts.started_at)
         if count < SUSPICIOUS:

@@ -84,6 +84,11 @@ class TcpFlow:
         return self._connection.state.name.lower()
 
     @property
+    def is_dialing(self) -> bool:
+        """Whether the application still waits for the answer to its SYN, or for a rule."""
+        return self.task is not None
+
+    @property
     def up(self) -> int:
         """Bytes that have come from the application."""
         receiver = self._connection.receiver

@@ -60,9 +60,14 @@ class Target:
         return self.facts.ends[3:]
 
     @property
+    def is_dialing(self) -> bool:
+        """Whether there is no leg to send by yet."""
+        return self.carrier is None or self.carrier.leg is None
+
+    @property
     def state(self) -> str:
         """As views name it."""
-        return "opening" if self.carrier is None or self.carrier.leg is None else "open"
+        return "opening" if self.is_dialing else "open"
 
     def hold(self, payload: memoryview) -> None:
         """Keep a datagram until it can be sent."""

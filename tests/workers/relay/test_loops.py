@@ -20,7 +20,9 @@ APPLICATION = socket.inet_aton("198.18.0.1")
 @dataclass
 class Flow:
     facts: FlowFacts
+    up: int = 0
     down: int = 0
+    is_dialing: bool = True
 
 
 def flow(number: int, host: bytes = HOST, *, port: int = 8443, started_at: float = 0.0) -> Flow:
@@ -67,6 +69,18 @@ def test_one_answer_clears_the_destination() -> None:
     watch.flows[3].down = 1
     watch.fill(CERTAIN)
     assert watch.told == []
+
+
+def test_connections_on_which_nothing_was_asked_do_not_count() -> None:
+    watch = Watch()
+    for number in range(CERTAIN):
+        idle = flow(number)
+        idle.is_dialing = False
+        assert watch.admits(idle, CERTAIN_AFTER + number * LOOK_INTERVAL)
+    assert watch.told == []
+    for asked in watch.flows:
+        asked.up = 1
+    assert not watch.admits(flow(0), 1000.0)
 
 
 @pytest.mark.parametrize(("host", "port"), [(OTHER, 8443), (HOST, 443)])
