@@ -82,6 +82,8 @@ class StartOptions:
     """What `config` was made of, and what a reload makes it of anew."""
     tun: TunDevice | None = None
     """One that stands ready in a namespace of its own (engine/run): nothing of this machine's network is changed."""
+    sock_diag: tuple[int, ...] = ()
+    """Descriptors for its process table, if the kernel has one (engine/processes)."""
 
 
 async def run_engine(options: StartOptions) -> None:
@@ -141,9 +143,7 @@ class _Master:
         await network.start_guardian()
         undo.push_async_exit(self._restore_network)
 
-        self.owners = open_owners(
-            self.pool.counters[options.workers], network, lambda worker, answer: self.supervisor.send(worker, answer)
-        )
+        self.owners = open_owners(self.pool.counters[options.workers], network, options.sock_diag)
         undo.push_async_callback(self.owners.close)
         await self._start_workers(layout, undo)
         for remark in await network.apply(network_plan(config, self.tun)):
@@ -345,7 +345,7 @@ class _Master:
             case Flows() | Delay() | Reloaded():
                 self.answers.on_answer(worker, report)
             case FindProcess():
-                self.owners.answer(worker, report)
+                self.owners.answer(worker, report, self.supervisor.send)
             case LoopSuspected():
                 self.owners.suspect(report)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from enum import IntEnum
 from ipaddress import ip_address
 
@@ -90,23 +90,22 @@ Send = Callable[[int, ProcessFound], bool]
 """Gives a worker a message, and tells whether it could."""
 
 
-def open_owners(counters: Counters, network: Bypassing, send: Send) -> "FlowOwners":
-    """Open the process table of this network namespace, as far as the machine has one."""
+def open_owners(counters: Counters, network: Bypassing, sockets: Sequence[int] = ()) -> "FlowOwners":
+    """Open the process table of this network namespace, or of that which `sockets` are of, as far as there is one."""
     try:
-        table: ProcessTable | None = open_process_table()
+        table: ProcessTable | None = open_process_table(sockets)
     except ProcessError as error:
         log.info("%s", error)
         table = None
-    return FlowOwners(table, counters, network, send)
+    return FlowOwners(table, counters, network)
 
 
 class FlowOwners:
     """`table` None: nothing can be found out on this machine, and every answer is empty. Takes over the table."""
 
-    def __init__(self, table: ProcessTable | None, counters: Counters, network: Bypassing, send: Send) -> None:
+    def __init__(self, table: ProcessTable | None, counters: Counters, network: Bypassing) -> None:
         self._finder = ProcessFinder(table, counters) if table is not None else None
         self._guard = LoopGuard(self._finder, network) if self._finder is not None else None
-        self._send = send
         self._need = Need.NOTHING
         self._guards = False
         self._tell_again_at = 0.0
@@ -138,9 +137,9 @@ class FlowOwners:
         if self._finder is not None:
             self._finder.close()
 
-    def answer(self, worker: int, question: FindProcess) -> None:
+    def answer(self, worker: int, question: FindProcess, send: Send) -> None:
         """A worker has asked."""
-        self._start(self._answer(worker, question))
+        self._start(self._answer(worker, question, send))
 
     def suspect(self, suspicion: LoopSuspected) -> None:
         """A worker has noticed flows that seem to lead in a circle."""
@@ -162,7 +161,7 @@ class FlowOwners:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, worker: int, question: FindProcess) -> None:
+    async def _answer(self, worker: int, question: FindProcess, send: Send) -> None:
         process, is_own = ProcessInfo(), False
         ends = Ends(*(getattr(question, field) for field in Ends._fields))
         try:
@@ -173,4 +172,4 @@ class FlowOwners:
                 process = await self._finder.find(ends, user_only=self._need is Need.USER)
         except ProcessError as error:
             log.warning("%s", error)
-        self._send(worker, ProcessFound(question.id, process, is_own))
+        send(worker, ProcessFound(question.id, process, is_own))

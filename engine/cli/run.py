@@ -72,10 +72,10 @@ def run(
     whole = msgspec.structs.replace(resolved, log=LogConfig(level=log_level), http=None, kill_switch=False)
     count = workers or whole.workers or cores()
 
-    def engine(tun: TunDevice, directory: Path) -> int:
+    def engine(tun: TunDevice, tables: tuple[int, ...], directory: Path) -> int:
         from engine.master import StartOptions
 
-        return _run_engine(StartOptions(config=whole, workers=count, run_dir=directory, tun=tun))
+        return _run_engine(StartOptions(config=whole, workers=count, run_dir=directory, tun=tun, sock_diag=tables))
 
     session = Session(arguments=command, user=account, tun=whole.tun, run_dir=run_dir)
     try:

@@ -19,8 +19,9 @@ finder      the master's front: caches, and keeps the slow part off the loop
 `open_process_table` is the one place that knows which platform this is.
 """
 
+import socket
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -109,12 +110,17 @@ class ProcessTable(Protocol):
         """Release the kernel's table; harmless when repeated."""
 
 
-def open_process_table() -> ProcessTable:
-    """Open the table of the network namespace that the calling thread is in. Raises ProcessError."""
+def open_process_table(sockets: Sequence[int] = ()) -> ProcessTable:
+    """Open the table of the network namespace that the calling thread is in. Raises ProcessError.
+
+    `sockets`: two descriptors of sockets that were made for it in another namespace; they are taken over.
+    """
     if sys.platform == "linux":
         from engine.processes.linux import LinuxProcessTable
+        from engine.processes.sockets import open_sock_diag
 
-        return LinuxProcessTable()
+        quick, slow = (socket.socket(fileno=fd) for fd in sockets) if sockets else (open_sock_diag(), open_sock_diag())
+        return LinuxProcessTable(quick, slow)
     if sys.platform == "darwin":
         from engine.processes.darwin import DarwinProcessTable
 

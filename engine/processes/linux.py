@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import socket
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 
@@ -21,10 +22,10 @@ USERS_MAX = 1024
 class LinuxProcessTable:
     """See engine.processes.ProcessTable. One thread beside the loop may use it at a time."""
 
-    def __init__(self) -> None:
-        """Raises ProcessError."""
-        self._quick = SocketQueries()  # the loop's
-        self._slow = SocketQueries()  # the thread's
+    def __init__(self, quick: socket.socket, slow: socket.socket) -> None:
+        """Take over two sockets of sockets.open_sock_diag."""
+        self._quick = SocketQueries(quick)  # the loop's
+        self._slow = SocketQueries(slow)  # the thread's
         self._recent: OrderedDict[int, None] = OrderedDict()  # process ids, the latest hit last
         self._users: dict[int, str] = {}
 

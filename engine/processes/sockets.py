@@ -1,4 +1,4 @@
-"""Queries of the kernel's socket table in the network namespace in which the object was made. Not for two threads at once."""
+"""Queries of the kernel's socket table. One object is not for two threads at once."""
 
 import errno
 import socket
@@ -19,22 +19,30 @@ from engine.processes.sock_diag import (
 )
 from shared.rules.flow import Ends
 
-__all__ = ["SocketQueries"]
+__all__ = ["SocketQueries", "open_sock_diag"]
 
 RECEIVE_SIZE = 64 * 1024  # bytes; the kernel fills at most 32 KiB at a time (NLMSG_GOODSIZE, netlink_dump)
 ANSWER_TIMEOUT = struct.pack("ll", 1, 0)  # struct timeval; the kernel answers within the send itself
 _PROTOCOLS: dict[Network, int] = {"tcp": TCP, "udp": UDP}
 
 
+def open_sock_diag() -> socket.socket:
+    """Return a socket for queries about the network namespace that the calling thread is in.
+
+    Raises ProcessError where the kernel has no such table (gVisor, kernels without CONFIG_INET_DIAG).
+    """
+    try:
+        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
+    except OSError as error:
+        raise ProcessError(f"The kernel does not tell which program a flow is of: {error.strerror}.") from error
+
+
 class SocketQueries:
     """One netlink socket, kept: a new one for each query would double its cost."""
 
-    def __init__(self) -> None:
-        """Raises ProcessError where the kernel has no such table (gVisor, kernels without CONFIG_INET_DIAG)."""
-        try:
-            self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
-        except OSError as error:
-            raise ProcessError(f"The kernel does not tell which program a flow is of: {error.strerror}.") from error
+    def __init__(self, netlink: socket.socket) -> None:
+        """Take over a socket of `open_sock_diag`: it asks about the network namespace in which it was made."""
+        self._netlink = netlink
         self._netlink.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, ANSWER_TIMEOUT)
         self._sequence = 0
 

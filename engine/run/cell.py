@@ -20,6 +20,8 @@ import msgspec
 from engine.netconf import NetworkError
 from engine.netconf.netlink import open_netlink, proc_sys
 from engine.netconf.plan import TABLE_MAIN, Address, Family, Link, LinkState, Route
+from engine.processes import ProcessError
+from engine.processes.sockets import open_sock_diag
 from engine.run.leftovers import namespace_of
 from engine.run.resolver import nameservers, private_resolv_conf
 from engine.tun import Offload, TunDevice, TunError, open_tun
@@ -55,6 +57,8 @@ class Cell:
     """The tun's, with prefix length."""
     rootless: bool
     """Make a user namespace first, in which this user may do all of it."""
+    dns_addresses: Sequence[str]
+    """Where the engine answers DNS; may be empty."""
     scratch: Path
     """Directory for the private resolv.conf."""
 
@@ -72,7 +76,7 @@ class Command:
 
 
 class Opened(msgspec.Struct, frozen=True, tag="opened"):
-    """The namespace is there; comes with the descriptor of the tun."""
+    """The namespace is there; comes with the descriptor of the tun, and two for its socket table, if there is one."""
 
     name: str
     mtu: int
@@ -101,9 +105,10 @@ def enter_and_exec(channel: socket.socket, cell: Cell, command: Command, *, sess
     try:
         tun = _enter(cell)
         opened = Opened(tun.name, tun.mtu, tun.offload, tun.features, namespace_of() or 0)
-        socket.send_fds(channel, [msgspec.json.encode(opened)], [tun.fd])
+        tables = _open_tables()
+        socket.send_fds(channel, [msgspec.json.encode(opened)], [tun.fd, *(table.fileno() for table in tables)])
         _set_up_network(tun, cell)
-        _set_up_resolver(cell.scratch)
+        _set_up_resolver(cell)
         tun.close()  # the session has it; here it would keep the interface without carrying anything
         channel.send(msgspec.json.encode(Ready()))
     except (OSError, NetworkError, TunError) as error:
@@ -139,6 +144,14 @@ def _enter(cell: Cell) -> TunDevice:
     # What is mounted from here on is seen by the command alone.
     _call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     return open_tun(mtu=cell.mtu, offload=cell.offload)
+
+
+def _open_tables() -> list[socket.socket]:
+    """Open what tells the owners of the command's sockets: only in here can it be had."""
+    try:
+        return [open_sock_diag(), open_sock_diag()]
+    except ProcessError:
+        return []
 
 
 def _enter_user_namespace() -> None:
@@ -181,12 +194,12 @@ def _has_ipv6(tun: TunDevice) -> bool:
     return not disabled and tun.mtu >= IPV6_MTU_MIN
 
 
-def _set_up_resolver(scratch: Path) -> None:
+def _set_up_resolver(cell: Cell) -> None:
     """Cover resolv.conf by one that works here, if need be, and the sockets of the machine's own resolvers."""
     text = _read(RESOLV_CONF)
-    private = private_resolv_conf(text, nameservers(_read(RESOLVED_SERVERS)))
+    private = private_resolv_conf(text, cell.dns_addresses, nameservers(_read(RESOLVED_SERVERS)))
     if private is not None:
-        file = scratch / "resolv.conf"
+        file = cell.scratch / "resolv.conf"
         file.write_text(private)
         file.chmod(0o644)
         _cover(RESOLV_CONF, file)

@@ -1,6 +1,6 @@
 """A resolv.conf(5) for a namespace in which the machine's loopback is out of reach. Pure."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
 __all__ = ["FALLBACK", "nameservers", "private_resolv_conf"]
@@ -24,16 +24,17 @@ def nameservers(text: str) -> list[str]:
     return found
 
 
-def private_resolv_conf(text: str, upstream: Iterable[str]) -> str | None:
+def private_resolv_conf(text: str, own: Sequence[str], behind: Iterable[str]) -> str | None:
     """Return what is to stand in the machine's resolv.conf `text`; None: it works as it is.
 
-    `upstream`: servers behind a stub on loopback, as systemd-resolved tells them.
+    In the place of a stub on loopback come the engine's `own` addresses for DNS, else the servers `behind` the stub, as
+    systemd-resolved tells them.
     """
     named = nameservers(text)
     reachable = [server for server in named if not _is_loopback(server)]
     if named and reachable == named:
         return None
-    servers = reachable or [server for server in upstream if not _is_loopback(server)] or FALLBACK
+    servers = reachable or own or [server for server in behind if not _is_loopback(server)] or FALLBACK
     others = [
         line for line in text.splitlines() if line.split()[:1] not in ([], ["nameserver"]) and line[0] not in "#;"
     ]

@@ -43,8 +43,10 @@ SI_USER = 0
 signals the command, in the same process group, has its own."""
 NOT_FOUND, NOT_EXECUTABLE, SIGNALLED = 127, 126, 128  # exit codes of sh(1)
 
-Engine = Callable[[TunDevice, Path], int]
-"""Runs an engine on a tun, with a run directory, until SIGTERM; returns the exit code."""
+FDS_MAX = 3  # the tun, and two for the socket table
+
+Engine = Callable[[TunDevice, tuple[int, ...], Path], int]
+"""Runs an engine on a tun, with descriptors for its socket table and a run directory, until SIGTERM; returns the exit code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +96,13 @@ class _Run:
             with channel, cells_end:
                 self._start_cell(cells_end, channel, mask)
                 cells_end.close()
-                tun = self._receive_tun(channel)
+                tun, tables = self._receive_tun(channel)
                 try:
-                    self._start_engine(tun, channel)
+                    self._start_engine(tun, tables, channel)
                 finally:
                     tun.close()
+                    for table in tables:
+                        os.close(table)
                 self._receive(channel)
                 # From here on signals are waited for, so that none comes between a look and a wait.
                 signal.pthread_sigmask(signal.SIG_BLOCK, (*PASSED_ON, signal.SIGCHLD))
@@ -114,6 +118,7 @@ class _Run:
             mtu=session.tun.mtu,
             offload=session.tun.offload,
             addresses=session.tun.addresses,
+            dns_addresses=session.tun.dns_addresses,
             rootless=os.geteuid() != 0,
             scratch=self._run_dir,
         )
@@ -129,16 +134,18 @@ class _Run:
             channel.close()
             enter_and_exec(cells_end, cell, command, session=own_pid)
 
-    def _receive_tun(self, channel: socket.socket) -> TunDevice:
+    def _receive_tun(self, channel: socket.socket) -> tuple[TunDevice, tuple[int, ...]]:
         message, fds = self._receive(channel)
         assert isinstance(message, Opened), "the tun comes first"
         self._namespace = message.namespace
-        os.set_inheritable(fds[0], False)
-        return LinuxTun(fds[0], message.name, message.mtu, offload=message.offload, features=message.features)
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        tun = LinuxTun(fds[0], message.name, message.mtu, offload=message.offload, features=message.features)
+        return tun, tuple(fds[1:])
 
     def _receive(self, channel: socket.socket) -> tuple[Opened | Ready, list[int]]:
         """Return what the cell says, with descriptors. Raises RunError when it cannot go on."""
-        data, fds, _, _ = socket.recv_fds(channel, MESSAGE_MAX, 1)
+        data, fds, _, _ = socket.recv_fds(channel, MESSAGE_MAX, FDS_MAX)
         if not data:
             raise RunError("the process of the command has died before it was ready", code=1)
         message = msgspec.json.decode(data, type=Opened | Ready | Refused)
@@ -146,7 +153,7 @@ class _Run:
             raise RunError(message.reason, code=3 if message.not_permitted else 1)
         return message, fds
 
-    def _start_engine(self, tun: TunDevice, channel: socket.socket) -> None:
+    def _start_engine(self, tun: TunDevice, tables: tuple[int, ...], channel: socket.socket) -> None:
         """Start the engine and wait until packets flow."""
         path = self._run_dir / "ready.sock"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
@@ -156,18 +163,18 @@ class _Run:
             if self._engine_pid == 0:
                 channel.close()
                 ready.close()
-                self._become_engine(tun, path, own_pid)
+                self._become_engine(tun, tables, path, own_pid)
             self._wait_until_ready(ready)
         path.unlink()
 
-    def _become_engine(self, tun: TunDevice, ready: Path, session: int) -> NoReturn:
+    def _become_engine(self, tun: TunDevice, tables: tuple[int, ...], ready: Path, session: int) -> NoReturn:
         """In a fork: run the engine, then end what the command has left, should the session not be there to do so."""
         code = 1
         try:
             os.setsid()  # Ctrl-C is for the command
             die_with(session, signal.SIGTERM)
             os.environ["NOTIFY_SOCKET"] = str(ready)
-            code = self._engine(tun, self._run_dir)
+            code = self._engine(tun, tables, self._run_dir)
             if os.getppid() != session:
                 end_leftovers(self._namespace)
                 shutil.rmtree(self._run_dir, ignore_errors=True)

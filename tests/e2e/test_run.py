@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import pty
 import signal
@@ -132,6 +133,23 @@ def test_configuration_file_decides_where_the_command_goes(net: Topology, tmp_pa
     done = run(net, "sh", "-c", script, options=("-c", str(config)))
     assert "172.19.0.1/30" in done.stdout and done.stdout.endswith(PAGE), done.stderr
     assert "ConnectionRefusedError" in errors_of(net, sys.executable, "-c", ASK_UDP, options=("-c", str(config)))
+
+
+@pytest.mark.usefixtures("local_proxy")
+@pytest.mark.parametrize("rule", [{"process_name": "curl"}, {"user_id": 0}], ids=lambda rule: next(iter(rule)))
+def test_rules_see_the_programs_of_the_command(net: Topology, tmp_path: Path, rule: dict[str, object]) -> None:
+    config = tmp_path / "config.json"
+    outbound = {"type": "socks", "tag": "proxy", "server": LOCAL, "server_port": 1080}
+    route = {"rules": [{**rule, "action": "reject"}], "final": "proxy"}
+    config.write_text(json.dumps({"outbounds": [outbound], "route": route}))
+    curl = f"{needs('curl', 'curl')} -sS --max-time 20 http://{TARGET_V4}/page"
+    page = f"{sys.executable} -c 'import urllib.request; print(urllib.request.urlopen(\"http://{TARGET_V4}/page\").read())'"
+    done = subprocess.run(
+        run_command(net, "sh", "-c", f"{curl}; {page}", options=("-c", str(config))),
+        capture_output=True, text=True, timeout=TIMEOUT,
+    )  # fmt: skip
+    assert "Couldn't connect to server" in done.stderr
+    assert (PAGE in done.stdout) is ("process_name" in rule), done.stderr
 
 
 @pytest.mark.usefixtures("local_proxy")
@@ -268,7 +286,7 @@ def test_stub_resolver_is_replaced_for_the_command_alone(net: Topology, tmp_path
     shown = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *inner], capture_output=True, text=True, timeout=TIMEOUT
     )
-    assert shown.stdout == "search lan\nnameserver 1.1.1.1\nnameserver 8.8.8.8\n" + stub.read_text()
+    assert shown.stdout == "search lan\nnameserver 198.18.0.2\nnameserver fdfe:dcba:9876::2\n" + stub.read_text()
 
 
 @pytest.mark.usefixtures("local_proxy")

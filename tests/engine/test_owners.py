@@ -66,14 +66,14 @@ def answer(made: Policy, guards: bool = False) -> tuple[Policy, ProcessFound]:
             told.set_result((worker, found))
             return True
 
-        service = open_owners([0] * CELLS, NoRoutes(), send)
+        service = open_owners([0] * CELLS, NoRoutes())
         try:
             loaded = service.load(made, guards=guards)
             with (
                 socket.create_server(("127.0.0.1", 0)) as server,
                 socket.create_connection(server.getsockname()) as app,
             ):
-                service.answer(3, FindProcess(7, *flow_of(app, "tcp")))
+                service.answer(3, FindProcess(7, *flow_of(app, "tcp")), send)
                 worker, found = await told
                 assert (worker, found.id) == (3, 7)
                 return loaded, found
@@ -115,10 +115,10 @@ def test_machine_without_process_table_gets_empty_answers_and_no_guard() -> None
             told.append(found)
             return True
 
-        owners = FlowOwners(None, [0] * CELLS, NoRoutes(), send)
+        owners = FlowOwners(None, [0] * CELLS, NoRoutes())
         loaded = owners.load(policy(Match(process_name=("curl",)), addresses=("127.0.0.1",)), guards=True)
         assert not loaded.loop_guard
-        owners.answer(0, FindProcess(1, "tcp", b"", 0, b"", 0))
+        owners.answer(0, FindProcess(1, "tcp", b"", 0, b"", 0), send)
         await asyncio.sleep(0)
         assert told == [ProcessFound(1, ProcessInfo(), False)]
         await owners.close()

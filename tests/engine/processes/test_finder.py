@@ -9,6 +9,7 @@ from typing import Any
 from engine.processes import Holder, open_process_table
 from engine.processes.finder import WAITING_MAX, ProcessFinder
 from engine.processes.linux import LinuxProcessTable
+from engine.processes.sockets import open_sock_diag
 from shared.metrics import CELLS, Cell
 from shared.rules.flow import Ends
 from tests.engine.processes.test_linux import ELSEWHERE, LOOPBACK, flow_of, inode_of
@@ -18,7 +19,7 @@ class CountingTable(LinuxProcessTable):
     """The real table; counts the walks."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(open_sock_diag(), open_sock_diag())
         self.walks: list[int] = []
 
     def holders(self, inodes: Collection[int], *, uids: Collection[int] = ()) -> dict[int, Holder]:
