@@ -19,8 +19,12 @@ Ordering. CPython has no atomics over shared memory, so the argument is made her
   * Falling asleep is Dekker's pattern: the consumer stores `sleeping` and then looks for a word; the producer stores a word
     and then looks at `sleeping`. Every machine may delay a store past a later load, so both fence between the two.
   * `fence` takes and gives back an uncontended lock. On x86-64 that is a LOCK-prefixed instruction, a full barrier. On
-    arm64 an acquire and a release of one variable stand between the two accesses; where a processor still lets the load
-    overtake the store, the next point holds.
+    arm64 once is not enough: what stands before may sink below the acquire, what stands after may rise above the release,
+    and the two may pass each other in between. So it is done twice. What stands before is done by the first release (STLR,
+    or a read-modify-write with release); what stands after waits for the second acquire (LDAXR, CAS with acquire); and
+    a load-acquire is never done before an earlier store-release (Arm ARM, B2.3: RCsc), all the less of the same variable. So
+    everything before is done when anything after is, stores followed by loads included. Which lock CPython takes does not
+    matter: a semaphore of glibc, mutex and condition of macOS, or the one-byte lock of 3.13 all acquire and release.
   * Should a wake-up be lost all the same, the consumer looks again on its next tick (workers/link.py), so the cost
     of being wrong is a delay and not a stall.
 """
@@ -46,10 +50,20 @@ _STRONGLY_ORDERED = platform.machine() in ("x86_64", "AMD64", "i686")
 _lock = threading.Lock()
 
 
-def fence() -> None:
-    """Full memory barrier; see the module docstring."""
+def _fence_once() -> None:
     _lock.acquire()
     _lock.release()
+
+
+def _fence_twice() -> None:
+    _lock.acquire()
+    _lock.release()
+    _lock.acquire()
+    _lock.release()
+
+
+fence = _fence_once if _STRONGLY_ORDERED else _fence_twice
+"""Full memory barrier; see the module docstring."""
 
 
 def ring_size(entries: int, inline: bool) -> int:

@@ -30,7 +30,7 @@ __all__ = [
 
 FAILED, USAGE, NOT_PERMITTED = 1, 2, 3
 WORKERS_MAX = 64
-DEFAULT_RUN_DIR = Path("/run/tunloom")
+DEFAULT_RUN_DIR = Path("/run/tunloom") if Path("/run").is_dir() else Path("/var/run/tunloom")  # macOS has no /run
 
 RunDir = Annotated[Path, typer.Option("--run-dir", help="Where the engine keeps its control socket and journal.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -68,7 +68,8 @@ def refuse(error: "ConfigError") -> NoReturn:
 
 def cores() -> int:
     """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    # A Mac has no affinity to ask for.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fail(code: int, sentence: str) -> NoReturn:

@@ -267,11 +267,14 @@ class _Session:
 
     def _connect(self, host: str, port: int) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._target = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._target = socket.socket(family, socket.SOCK_STREAM)
+        self._target.setblocking(False)
         code = self._target.connect_ex((host, port))
         if code == errno.EINPROGRESS:
             # On the same machine the answer has come before the first call returned.
             code = self._target.connect_ex((host, port))
+        if code == errno.EISCONN:  # as macOS says it to who asks twice
+            code = 0
         if code == errno.EALREADY:
             self._loop.add_writer(self._target.fileno(), self._on_connected)
             self._timer = self._loop.call_later(CONNECT_TIMEOUT, self._refuse, Reply.HOST_UNREACHABLE)

@@ -168,7 +168,8 @@ class UdpAssociation:
 
 
 def _udp_socket(family: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    sock = socket.socket(family, socket.SOCK_DGRAM)
+    sock.setblocking(False)
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
         sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
     return sock

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 __all__ = ["KQUEUE"]
 
+_pidfd_open = os.pidfd_open  # kept: a Mac has none (mac.py)
+
 
 class Kqueue:
     """select.kqueue for one process: EVFILT_PROC with NOTE_EXIT."""
@@ -16,7 +18,7 @@ class Kqueue:
     def control(self, changes: list[SimpleNamespace], most: int) -> list[object]:
         (event,) = changes
         assert (event.filter, event.flags, event.fflags, most) == (-5, 0x11, 0x80000000, 0)
-        self._fd = os.pidfd_open(event.ident)  # ESRCH when there is no such process
+        self._fd = _pidfd_open(event.ident)  # ESRCH when there is no such process
         if select.select([self._fd], [], [], 0)[0]:
             os.close(self._fd)
             self._fd = -1

@@ -16,6 +16,38 @@ __all__ = ["SITE", "become_mac", "serve"]
 
 SITE = Path(__file__).parent / "site"
 REQUEST_MAX = 256 * 1024
+ABSENT = {
+    "os": (
+        *("eventfd", "eventfd_read", "eventfd_write", "memfd_create", "pidfd_open", "pipe2", "posix_fadvise", "splice"),
+        *("sched_getaffinity", "sched_setaffinity", "setresgid", "setresuid", "getresuid", "getresgid", "prlimit"),
+    ),
+    "socket": (
+        *(
+            "AF_NETLINK",
+            "AF_PACKET",
+            "AF_VSOCK",
+            "NETLINK_ROUTE",
+            "SOCK_NONBLOCK",
+            "SOCK_CLOEXEC",
+            "SO_MARK",
+            "SO_BINDTODEVICE",
+        ),
+        *(
+            "MSG_ERRQUEUE",
+            "SO_DOMAIN",
+            "SO_PROTOCOL",
+            "SO_PEERCRED",
+            "TCP_USER_TIMEOUT",
+            "TCP_DEFER_ACCEPT",
+            "SO_INCOMING_CPU",
+        ),
+    ),
+    "signal": ("pidfd_send_signal",),
+    "fcntl": ("F_ADD_SEALS", "F_GET_SEALS", "F_SEAL_SEAL", "F_SEAL_SHRINK", "F_SEAL_GROW", "F_SEAL_WRITE"),
+    "select": ("epoll",),
+    "resource": ("prlimit",),
+}
+"""What Python has on Linux and not on macOS: whoever reaches for it fails, as it would there."""
 PICKERS = ("engine.tun", "engine.netconf", "engine.processes")
 
 
@@ -104,5 +136,8 @@ def become_mac(path: str) -> None:
         setattr(shared.system, name, getattr(darwin, name))
     # The one option that Linux does not have: noted, and left.
     shared.system.bind_to_interface = lambda sock, index: client("bind_to_interface", int(sock.family), index)
+    for module, names in ABSENT.items():
+        for name in names:
+            vars(importlib.import_module(module)).pop(name, None)
     for picker in PICKERS:
         importlib.import_module(picker).sys = SimpleNamespace(platform="darwin")
