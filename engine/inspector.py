@@ -51,7 +51,7 @@ class Inspector:
         self.http: HttpProcess | None = None
         self._started_at = monotonic()
         self._version = version("tunloom")
-        self._memory: dict[int, int] = {}
+        self._memory: dict[int, int | None] = {}
         self._memory_until = 0.0
 
     async def status(self) -> EngineStatus:
@@ -100,7 +100,7 @@ class Inspector:
     def _http_pid(self) -> int | None:
         return self.http.pid if self.http is not None else None
 
-    def _worker_status(self, index: int, memory: dict[int, int]) -> WorkerStatus:
+    def _worker_status(self, index: int, memory: dict[int, int | None]) -> WorkerStatus:
         worker, row = self._supervisor.workers[index], self._pool.counters[index]
         return WorkerStatus(
             index=index,
@@ -125,15 +125,14 @@ class Inspector:
             drops=_drops(row),
         )
 
-    async def _measure_memory(self) -> dict[int, int]:
+    async def _measure_memory(self) -> dict[int, int | None]:
         """Return the proportional set size, in bytes, of our processes by pid; measured in a thread, at most MEMORY_AGE old."""
+        everybody = [os.getpid(), self._http_pid, *(worker.pid for worker in self._supervisor.workers)]
+        pids = [pid for pid in everybody if pid is not None]
         now = monotonic()
-        if now >= self._memory_until:
+        if now >= self._memory_until or self._memory.keys() != set(pids):
             self._memory_until = now + MEMORY_AGE
-            everybody = [os.getpid(), self._http_pid, *(worker.pid for worker in self._supervisor.workers)]
-            pids = [pid for pid in everybody if pid is not None]
-            sizes = await asyncio.to_thread(lambda: [_proportional_set_size(pid) for pid in pids])
-            self._memory = {pid: size for pid, size in zip(pids, sizes, strict=True) if size is not None}
+            self._memory = await asyncio.to_thread(lambda: {pid: _proportional_set_size(pid) for pid in pids})
         return self._memory
 
 
