@@ -17,5 +17,21 @@ crash:  ## kills and breaks everything, again and again; ends with one table; ab
 	bash .ci/setup test
 	.venv/bin/python -m loadtests.crash
 
+load:  ## locust in a lab of its own, a minute; writes load-results/
+	bash .ci/setup load
+	.venv/bin/python -m loadtests load
+
+spike:  ## twice what the machine carries, and back; a minute
+	bash .ci/setup load
+	.venv/bin/python -m loadtests spike
+
+hold:  ## 10,000 connections held for ten minutes
+	bash .ci/setup load
+	.venv/bin/python -m loadtests hold
+
+soak:  ## half an hour of everything
+	bash .ci/setup load
+	.venv/bin/python -m loadtests soak
+
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results load-results

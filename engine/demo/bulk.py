@@ -30,8 +30,8 @@ PIECE_SIZE = 256 * 1024
 """Bytes per system call."""
 ORDER_SIZE = 4 * 1024 * 1024
 """Bytes per order of a download."""
-ORDERED_AHEAD = 4 * ORDER_SIZE
-"""Bytes ordered and not yet received: more than all buffers on the way hold."""
+ORDERS_AHEAD = 4
+"""Orders made and not yet received: more than all buffers on the way hold."""
 STALL_TIMEOUT = 10.0
 """Seconds without a byte after which a transfer has failed."""
 
@@ -87,10 +87,13 @@ def upload(flow: socket.socket, seconds: float, on_progress: Callable[[int], Non
     return sent
 
 
-def download(flow: socket.socket, seconds: float, on_progress: Callable[[int], None]) -> int:
+def download(
+    flow: socket.socket, seconds: float, on_progress: Callable[[int], None], *, order_size: int = ORDER_SIZE
+) -> int:
     """Order data for `seconds` and receive all that was ordered; return its size in bytes.
 
-    `on_progress` is told the bytes of each piece. Raises TransferError, and OSError when the flow breaks.
+    `on_progress` is told the bytes of each piece. Orders are small where `on_progress` holds the transfer back: what is
+    ordered is received to its end. Raises TransferError, and OSError when the flow breaks.
     """
     key = os.urandom(KEY_SIZE)
     check = _Receiver(key)
@@ -99,9 +102,9 @@ def download(flow: socket.socket, seconds: float, on_progress: Callable[[int], N
     ordered = 0
     deadline = monotonic() + seconds
     while True:
-        while ordered - check.received < ORDERED_AHEAD and monotonic() < deadline:
-            flow.sendall(_ORDER.pack(ORDER_SIZE))
-            ordered += ORDER_SIZE
+        while ordered - check.received < ORDERS_AHEAD * order_size and monotonic() < deadline:
+            flow.sendall(_ORDER.pack(order_size))
+            ordered += order_size
         if check.received >= ordered:
             break
         size = check.receive(flow)

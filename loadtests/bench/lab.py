@@ -26,7 +26,7 @@ from engine.demo import lab as demo
 from engine.demo.lab import Namespace
 from engine.demo.service import Service
 
-__all__ = ["PROXY_HOST", "PROXY_PORT", "TARGET", "BenchError", "Lab"]
+__all__ = ["PROXY_HOST", "PROXY_PORT", "TARGET", "BenchError", "Lab", "tune"]
 
 PROXY_HOST, PROXY_PORT = demo.UPSTREAM_V4, 1080
 TARGET = demo.TARGETS_V4[0]
@@ -44,7 +44,7 @@ POLL_INTERVAL = 0.02
 _SYSCTLS = {
     # Thousands of short connections a second leave as many ports in TIME_WAIT: let them be taken again after a second.
     "ipv4/tcp_tw_reuse": "1",
-    "ipv4/ip_local_port_range": "10000 65000",
+    "ipv4/ip_local_port_range": "10000 65001",
 }
 _LISTENING = "0A"  # TCP_LISTEN in /proc/net/tcp, include/net/tcp_states.h
 
@@ -67,9 +67,7 @@ class Lab:
             self.client, self.internet = self._lab.client, self._lab.internet
             self.directory = Path(tempfile.mkdtemp(prefix="tunloom-bench-"))
             for namespace in (self.client, self.internet):
-                with namespace.entered():
-                    for name, value in _SYSCTLS.items():
-                        Path("/proc/sys/net", name).write_text(value)
+                tune(namespace)
             self._route_to_nowhere()
         except BaseException:
             self._lab.__exit__(None, None, None)
@@ -117,6 +115,13 @@ class Lab:
             raise BenchError(f"{name} failed: {_last_words(done.stderr) or _last_words(done.stdout)}")
         output: str = done.stdout
         return output
+
+
+def tune(namespace: Namespace) -> None:
+    """Prepare a namespace for thousands of short connections a second."""
+    with namespace.entered():
+        for name, value in _SYSCTLS.items():
+            Path("/proc/sys/net", name).write_text(value)
 
 
 def wait_listening(service: Service, port: int) -> None:

@@ -1,0 +1,85 @@
+"""`locust -f loadtests/locustfile.py --host http://ADDRESS [UserClass ...]`: load for a running engine.
+
+ADDRESS is where `python -m loadtests.targets` listens, beyond the proxy. Without names all users take part but HttpHold and
+Office. `python -m loadtests` brings up everything around it.
+"""
+
+import json
+import logging
+import os
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+from locust import LoadTestShape, events
+from locust.env import Environment
+from locust.runners import WorkerRunner
+
+# Locust looks for packages beside this file; ours stand beside its folder.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from loadtests import shapes
+from loadtests.objectives import judge
+from loadtests.users import Dns, Http, HttpShort, StreamDown, StreamUp, TcpChurn, UdpEcho, WebSocket
+
+__all__ = ["Dns", "Http", "HttpShort", "StreamDown", "StreamUp", "TcpChurn", "UdpEcho", "WebSocket"]
+
+log = logging.getLogger(__name__)
+
+if (_share := shapes.chosen(sys.argv[1:], os.environ)) is not None:
+
+    class Shape(LoadTestShape):
+        """Users over time, as `--shape` says; locust takes the class that it finds here, and asks it every second."""
+
+        use_common_options = True
+
+        def tick(self) -> tuple[int, float] | None:
+            """How many users, and how many a second may come or go; None: it is over."""
+            assert self.runner is not None and _share is not None
+            options = self.runner.environment.parsed_options
+            now = self.get_run_time()
+            if now >= options.run_time:
+                return None
+            return max(1, round(options.num_users * _share(now / options.run_time, now))), options.spawn_rate
+
+
+if "HttpHold" in sys.argv:
+    from loadtests.users import HttpHold  # noqa: F401
+if "Office" in sys.argv:
+    from loadtests.users import Office  # noqa: F401
+
+
+@events.init_command_line_parser.add_listener
+def _add_options(parser: ArgumentParser, **_: object) -> None:
+    group = parser.add_argument_group("tunloom", "Shape of the load, and what it must keep to")
+    add = group.add_argument
+    add("--shape", choices=["", *shapes.SHAPES], default="", env_var="LOCUST_SHAPE", help="see loadtests/shapes.py")  # type: ignore[call-arg]
+    add(
+        "--slo-p95",
+        type=float,
+        default=1000.0,
+        metavar="MS",
+        help="95 %% of small requests are answered within; default 1000",
+    )
+    add("--verdict", default="", metavar="FILE", help="write the objectives that were missed, as JSON")
+    add("--slo-loss", type=float, default=1.0, metavar="PERCENT", help="datagrams that may be lost; default 1")
+
+
+@events.quitting.add_listener
+def _judge(environment: Environment, **_: object) -> None:
+    if isinstance(environment.runner, WorkerRunner):
+        return
+    options = environment.parsed_options
+    missed, kept = judge(environment.stats.entries.values(), p95=options.slo_p95, loss=options.slo_loss)
+    if environment.runner is not None:
+        missed += [
+            f"a user raised {error['msg']} ({error['count']} times)" for error in environment.runner.exceptions.values()
+        ]
+    for sentence in missed:
+        log.error("missed: %s", sentence)
+    for sentence in kept:
+        log.info("kept: %s", sentence)
+    if options.verdict:
+        Path(options.verdict).write_text(json.dumps({"missed": missed, "kept": kept}))
+    environment.process_exit_code = 1 if missed else 0
+    log.info("objectives: %s", "missed" if missed else "kept")
