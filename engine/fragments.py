@@ -9,7 +9,7 @@ from collections import OrderedDict
 from shared.wire.checksum import checksum
 from shared.wire.virtio import HEADER_LEN, HEADER_NONE
 
-__all__ = ["Reassembler"]
+__all__ = ["MAX_BYTES", "Reassembler"]
 
 TIMEOUT = 30.0  # seconds; RFC 791 allows 15, RFC 8200 (4.5) 60; Linux' ipfrag_time is 30
 MAX_BYTES = 8 * 1024 * 1024

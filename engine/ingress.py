@@ -18,7 +18,7 @@ from struct import Struct
 from time import monotonic
 
 from engine.flow import Fragment, Malformed, flow_key
-from engine.fragments import Reassembler
+from engine.fragments import MAX_BYTES, Reassembler
 from engine.tun import ReadPacket
 from shared.metrics import Cell, Counters
 from shared.pool import Pool
@@ -67,7 +67,7 @@ class Shard:
 class Ingress:
     """Reads the tun and hands packets to `shards`. `counters` is the master's row of the shared counters.
 
-    `header_len`, `read` and `kept` are those of engine.tun.TunDevice.
+    `header_len`, `read` and `kept` are those of engine.tun.TunDevice; `reassembly_buffer`: bytes of IP fragments to hold at most.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Ingress:
         header_len: int,
         read: ReadPacket = os.readv,
         kept: Callable[[], int] = int,
+        reassembly_buffer: int = MAX_BYTES,
     ) -> None:
         self._fd = tun_fd
         self._read = read
@@ -87,7 +88,7 @@ class Ingress:
         self._pool = pool
         self._shards = shards
         self._counters = counters
-        self._reassembler = Reassembler()
+        self._reassembler = Reassembler(reassembly_buffer)
         self._salt = os.urandom(8)
         # Without virtio header the packet goes behind a header of zeros: a shorter header lies in the end of it, in fields
         # that have no meaning while the flags are zero.

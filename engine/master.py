@@ -252,6 +252,7 @@ class _Master:
             header_len=self.tun.header_len,
             read=self.tun.read,
             kept=self.tun.kept,
+            reassembly_buffer=self.options.config.stack.reassembly_buffer,
         )
         undo.callback(self.ingress.close)
         self.supervisor.ingress = self.ingress

@@ -26,9 +26,13 @@ class StackConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Flows per worker; a SYN beyond it is dropped and counted (flow_limit)."""
     max_half_open: int = 2048
     """Flows per worker that wait for the upstream or for the third packet of the handshake; beyond it the oldest goes."""
+    syn_ack_retries: int = 3
+    """Times a SYN-ACK is sent again, after 1, 2, 4 ... seconds, before the flow is given up."""
     max_buffers: int = 1024 * 1024 * 1024
-    """Bytes that all flows of a worker may hold; beyond it each sends from a few kilobytes, and what a slow upstream does not
-    take is dropped, to be sent again (buffer_limit)."""
+    """Bytes that all flows of a worker may hold. Half is for whoever comes first, of the other half each flow has its share;
+    beyond it the upstream is not read, and what a slow upstream does not take is dropped, to be sent again (buffer_limit)."""
+    reassembly_buffer: int = 8 * 1024 * 1024
+    """Bytes of IP fragments that the master holds; beyond it the oldest go (fragment)."""
     keepalive_idle: float = 7200.0
     """Seconds without a packet before a keep-alive probe (RFC 9293, 3.8.4)."""
     half_close_timeout: float = 120.0

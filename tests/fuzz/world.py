@@ -136,6 +136,7 @@ class World:
             send_buffer=random.choice((4096, 65536, 1 << 20)),
             max_tcp_flows=random.choice((3, 8, 100)),
             max_half_open=random.choice((2, 100)),
+            max_buffers=random.choice((1 << 30, 1 << 18, 20_000)),
         )
         self._largest = 65535 if self.config.offload else self.config.mtu
         self.stack = Stack(
@@ -257,6 +258,8 @@ class World:
         held = sum(chunks_held(connection) for connection in stack.connections.values())
         held += sum(len(c.receiver.backlog) + c.receiver.out_of_order for c in live)
         assert counters[Cell.BUFFER_BYTES] == held, "every byte held is counted"
+        # The last to take of the common half may take as much at once as a packet or a chunk holds.
+        assert held <= config.max_buffers + 0x10000 + config.max_tcp_flows * CHUNK_SIZES[0]
         waiting = sum(c.state is State.TIME_WAIT for c in stack.connections.values())
         assert counters[Cell.TCP_ACTIVE] == len(stack.connections) - waiting <= config.max_tcp_flows
         half_open = sum(c.state in (State.DIALING, State.SYN_RECEIVED) for c in stack.connections.values())

@@ -67,7 +67,7 @@ class Stack:
         self.config = config
         self.transmit = transmit
         self.counters = counters
-        self.chunks = buffers if buffers is not None else ChunkPool(counters, config.max_buffers)
+        self.chunks = buffers if buffers is not None else ChunkPool(counters, config.max_buffers, config.max_tcp_flows)
         self.now = 0.0
         self.connections: dict[bytes, TcpConnection] = {}
         self.ack_pending: list[TcpConnection] = []

@@ -28,6 +28,7 @@ def _metrics(value: Any) -> str:
 
 
 Bytes = Annotated[int, _count(16 * 1024, 64 * 1024 * 1024, "a buffer in bytes")]
+Memory = Annotated[int, _count(1024 * 1024, 1 << 40, "an amount of memory in bytes")]
 Flows = Annotated[int, _count(1, 1_000_000, "a number of flows")]
 
 
@@ -36,14 +37,18 @@ class StackOptions(Options, frozen=True, kw_only=True):
 
     receive_buffer: Bytes = 1024 * 1024
     """Bytes a TCP flow may hold that the proxy has not taken."""
-    send_buffer: Bytes = 1024 * 1024
-    """Bytes a TCP flow may hold that the program has not acknowledged."""
-    max_buffers: Bytes = 1024 * 1024 * 1024
+    send_buffer: Bytes = 4 * 1024 * 1024
+    """Bytes a TCP flow may hold that the program has not acknowledged; a path that cannot use so much gets less."""
+    max_buffers: Memory = 1024 * 1024 * 1024
     """Bytes that all flows of a worker may hold; less where the memory of the machine or the cgroup is small."""
+    reassembly_buffer: Bytes = 8 * 1024 * 1024
+    """Bytes of IP fragments that are held until the rest has come; beyond it the oldest go."""
     max_tcp_flows: Flows = 20000
     """Flows of each worker; more are refused and counted. Fewer where few files may be open (ulimit -n)."""
     max_half_open: Flows = 2048
     """Flows of each worker that are being set up; beyond it the oldest goes."""
+    syn_ack_retries: Annotated[int, _count(0, 10, "a number of retries")] = 3
+    """Times a program is answered again that does not complete its handshake, after 1, 2, 4 ... seconds."""
     keepalive_idle: Duration = 7200.0
     """Without a packet for so long a keep-alive probe is sent."""
     half_close_timeout: Duration = 120.0

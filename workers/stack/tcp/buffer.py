@@ -9,7 +9,7 @@ from collections import deque
 from shared.buffer import Buffer
 from shared.metrics import Cell, Counters
 
-__all__ = ["CHUNK_SIZES", "ChunkPool", "SendBuffer"]
+__all__ = ["BUFFER_NEAR", "CHUNK_SIZES", "ChunkPool", "SendBuffer"]
 
 CHUNK_SIZES = (4 * 1024, 16 * 1024, 64 * 1024)
 """Bytes of memory of each class of chunk."""
@@ -20,8 +20,14 @@ _FREE_MAX = (256, 64, 32)
 _BUFFER_BYTES = int(Cell.BUFFER_BYTES)
 """A plain integer: an attribute of an Enum and its conversion cost more than the rest of the count."""
 
-_USUAL = 1024 * 1024
-"""Bytes of memory that are enough for an application on this machine, and for any other to begin with."""
+BUFFER_NEAR = 1024 * 1024
+"""Bytes of memory that are enough for an application on this machine, whatever its window."""
+
+_WINDOWS = 4
+"""Congestion windows that are buffered: a hole that is lost again holds back what is sent in three round trips."""
+
+_FIRST = 64 * 1024
+"""Bytes of memory that a flow may hold at first, and always. Who never reads gets little more."""
 
 _CHUNKS_MIN = 4
 """Chunks into which a limit is divided, if it is not too small for that."""
@@ -33,17 +39,20 @@ _LEFTOVER_MIN = 2048
 class ChunkPool:
     """Last in, first out: the chunk given back last is still in the processor's cache.
 
-    `limit`: bytes that all flows together should hold, backlogs and out-of-order bytes included.
+    `limit`: bytes that all flows together may hold, backlogs and out-of-order bytes included. Whoever comes first gets the
+    first half. Of the other half each of `flows` has an equal share, so that those who hold much and move nothing, for as long
+    as they like, do not stop the others.
     """
 
-    def __init__(self, counters: Counters, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, counters: Counters, limit: int, flows: int) -> None:
+        self._plenty = limit // 2
+        self._share = (limit - self._plenty) // flows
         self._free: list[list[memoryview]] = [[] for _ in CHUNK_SIZES]
         self._counters = counters
 
-    def is_short(self) -> bool:
-        """Whether the flows hold more than they should: no window grows, and each makes do with what it has, or one chunk."""
-        return self._counters[_BUFFER_BYTES] > self._limit
+    def is_short(self, held: int) -> bool:
+        """Whether a flow may not hold `held` bytes now: memory is short, and it is more than its share."""
+        return self._counters[_BUFFER_BYTES] > self._plenty and held > self._share
 
     def take(self, size_class: int) -> memoryview:
         """Return a writable view of CHUNK_SIZES[size_class] bytes, of any content."""
@@ -74,7 +83,7 @@ class _Chunk:
 class SendBuffer:
     """The bytes of one connection between the oldest unacknowledged one and `end`, the position after the last.
 
-    `limit`: bytes of memory to hold (set_limit).
+    `limit`: bytes of memory to hold; it follows the congestion window.
     """
 
     __slots__ = (
@@ -91,11 +100,11 @@ class SendBuffer:
         self._held = 0
         self._offered = 0  # bytes of the view that `space` returned and `commit` has not answered yet
         self.end = start
-        self.set_limit(_USUAL)
+        self.follow(0)
 
-    def set_limit(self, limit: int) -> None:
-        """Hold no more than `limit` bytes from now on, as far as that is possible."""
-        self.limit = limit = min(limit, self._most)
+    def follow(self, window: int) -> None:
+        """The congestion window has changed: hold as much as it can use."""
+        self.limit = limit = min(max(_WINDOWS * window, _FIRST), self._most)
         largest = len(CHUNK_SIZES) - 1
         while largest and CHUNK_SIZES[largest] * _CHUNKS_MIN > limit:
             largest -= 1  # or no chunk could be filled while the last byte of another is not yet acknowledged
@@ -111,12 +120,17 @@ class SendBuffer:
             if room >= _LEFTOVER_MIN or (room and self._offered):
                 self._offered = room
                 return tail.memory[used : tail.capacity]
-        is_short = self._pool.is_short()
-        size_class = 0 if is_short else self._size_class
-        size = CHUNK_SIZES[size_class]
-        if self._chunks and (is_short or self._held + size > self.limit):
+        size_class = self._size_class
+        held = self._held + CHUNK_SIZES[size_class]
+        refused = held > self.limit
+        if self._pool.is_short(held):
+            size_class = 0
+            held = self._held + CHUNK_SIZES[0]
+            refused = held > self.limit or self._pool.is_short(held)
+        if refused and self._chunks:  # who holds nothing has no acknowledgment to wait for, and gets a chunk always
             return None
-        self._held += size
+        size = CHUNK_SIZES[size_class]
+        self._held = held
         memory = self._pool.take(size_class)
         capacity = min(size, self._full_capacity)
         self._chunks.append(_Chunk(self.end, capacity, size_class, memory))
@@ -168,7 +182,9 @@ class SendBuffer:
         tail = self._chunks[-1] if self._chunks else None
         if tail is None or tail.capacity - (tail.end - tail.start) >= _LEFTOVER_MIN:
             return False
-        return self._pool.is_short() or self._held + CHUNK_SIZES[self._size_class] > self.limit
+        return self._held + CHUNK_SIZES[self._size_class] > self.limit or self._pool.is_short(
+            self._held + CHUNK_SIZES[0]
+        )
 
     def has_room(self) -> bool:
         """Whether a quarter of the limit is free: below it, waking the relay would bring it little."""

@@ -36,7 +36,6 @@ __all__ = ["TcpConnection"]
 DELAYED_ACK = 0.04  # seconds a lone segment's ACK waits for data to ride on; RFC 9293 3.8.6.3 allows 0.5
 ACK_EVERY_MAX = 4096  # bytes after which an ACK goes out with the batch, however large the MSS: more is not a request
 QUICK_ACKS = 16  # ACKs not delayed after a delay was in vain: the application waits for ACKs, not for answers
-SYN_ACK_RETRIES = 5  # as Linux' tcp_synack_retries
 GIVE_UP = 120.0  # seconds of retransmission in vain; RFC 9293 3.8.3 R2 asks for at least 100
 CHALLENGE_INTERVAL = 0.5  # seconds between challenge ACKs (RFC 5961 7), of a connection (CVE-2016-5696)
 PAWS_VALID = 24 * 86400.0  # seconds after which TS.Recent is out of date (RFC 7323 5.5)
@@ -408,14 +407,11 @@ class TcpConnection:
             receiver.duplicate = (position, min(receiver.next, position + len(data)))
         data = data[skip : max(last - position, skip)]
         in_order = position <= receiver.next
-        if data and (receiver.backlog or not in_order) and self._stack.chunks.is_short():
-            self._stack.counters[Cell.DROP_BUFFER_LIMIT] += 1  # promised or not: it comes again
-            return
         if not in_order or not data or skip or receiver.out_of_order or fin or not pushed or len(data) > receiver.mss:
             receiver.ack_now = True  # RFC 5681 4.2: at once, when anything is out of the ordinary
         self._want_ack()
         if data and not in_order:
-            stored = receiver.store(position, data)
+            stored = None if self._is_short(len(data)) else receiver.store(position, data)
             if stored is None:
                 self._stack.counters[Cell.DROP_BUFFER_LIMIT] += 1
             else:
@@ -443,10 +439,21 @@ class TcpConnection:
             self._keep(data[taken:])
 
     def _keep(self, data: memoryview) -> None:
-        if self.state is not State.CLOSED:  # the handler may have aborted the connection
-            self.receiver.backlog += data
-            self._stack.counters[Cell.BUFFER_BYTES] += len(data)
-            self._predicted = 0
+        """Hold in-order text that the upstream does not take; when memory is short, let it come again, promised or not."""
+        receiver, size = self.receiver, len(data)
+        if self.state is State.CLOSED:
+            return  # the handler has aborted the connection
+        if self._is_short(size) and receiver.acked <= receiver.next - size:
+            receiver.next -= size
+            self._stack.counters[Cell.DROP_BUFFER_LIMIT] += 1
+            return
+        receiver.backlog += data
+        self._stack.counters[Cell.BUFFER_BYTES] += size
+        self._predicted = 0
+
+    def _is_short(self, size: int) -> bool:
+        """Whether there is no memory for `size` more bytes of text."""
+        return self._stack.chunks.is_short(len(self.receiver.backlog) + self.receiver.out_of_order + size)
 
     def _predict(self) -> None:
         is_plain = self.state is State.ESTABLISHED and self.receiver.is_plain
@@ -535,7 +542,7 @@ class TcpConnection:
     def _on_retransmit(self, now: float) -> None:
         sender = self.sender
         if self.state is State.SYN_RECEIVED:
-            if self._syn_retries == SYN_ACK_RETRIES:
+            if self._syn_retries == self._stack.config.syn_ack_retries:
                 self.end(CloseReason.TIMEOUT, now)
                 return
             self._syn_retries += 1

@@ -4,7 +4,12 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from operator import attrgetter
 
-__all__ = ["Flight", "Segment"]
+__all__ = ["FEW", "Flight", "Segment"]
+
+FEW = 128
+"""Segments that may always be told apart; beyond it one for each _SPAN bytes in flight. Text that trickles out a byte at a time,
+or an application that SACKs every other byte (CVE-2019-11478), would cost memory and time without bound."""
+_SPAN = 512
 
 _start_of = attrgetter("start")
 
@@ -26,6 +31,14 @@ class Segment:
         self.lost = False
         self.snapshot: tuple[int, float, float, bool] | None = None
 
+    def cut(self, position: int) -> "Segment":
+        """End at `position` from now on; return what was after it, as a segment like this one."""
+        rest = Segment(position, self.end, self.sent_at)
+        rest.retransmitted, rest.sacked, rest.lost = self.retransmitted, self.sacked, self.lost
+        rest.snapshot = self.snapshot
+        self.end = position
+        return rest
+
 
 class Flight:
     """All segments between SND.UNA and SND.NXT, ascending and without gaps.
@@ -41,36 +54,41 @@ class Flight:
         self.sacked_bytes = 0
         self.lost_bytes = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no more segments may be told apart."""
+        segments = self.segments
+        return len(segments) >= FEW and len(segments) >= FEW + (segments[-1].end - segments[0].start) // _SPAN
+
     def split(self, position: int) -> None:
-        """Make `position` a boundary between two segments."""
+        """Make `position` a boundary between two segments, if there are not too many of them."""
+        if self.is_full:
+            return
         index = bisect_right(self.segments, position, key=_start_of) - 1
         if index < 0:
             return
         segment = self.segments[index]
         if not segment.start < position < segment.end:
             return
-        rest = Segment(position, segment.end, segment.sent_at)
-        rest.retransmitted, rest.sacked, rest.lost = segment.retransmitted, segment.sacked, segment.lost
-        rest.snapshot = segment.snapshot
-        segment.end = position
-        self.segments.insert(index + 1, rest)
+        self.segments.insert(index + 1, segment.cut(position))
 
     def drop_before(self, position: int) -> list[Segment]:
         """Remove what was acknowledged, up to `position`; return what was not known to be delivered already."""
-        self.split(position)
         segments = self.segments
-        delivered = []
+        delivered, rest = [], []
         count = 0
         for segment in segments:
-            if segment.end > position:
+            if segment.start >= position:
                 break
             count += 1
+            if segment.end > position:
+                rest.append(segment.cut(position))
             if segment.sacked:
                 self.sacked_bytes -= segment.end - segment.start
             else:
                 self.unmark_lost(segment)
                 delivered.append(segment)
-        del segments[:count]
+        segments[:count] = rest
         return delivered
 
     def mark_sacked(self, start: int, end: int) -> Iterator[Segment]:
@@ -105,7 +123,7 @@ class Flight:
             self.mark_lost(segment)
 
     def first_lost(self, size: int) -> Segment:
-        """Return the first lost segment, cut to at most `size` bytes. There must be one."""
+        """Return the first lost segment, cut to at most `size` bytes if it can be (split). There must be one."""
         segment = next(segment for segment in self.segments if segment.lost)
         if segment.end - segment.start > size:
             self.split(segment.start + size)
@@ -114,7 +132,8 @@ class Flight:
     def likely_lost(self, size: int) -> Segment:
         """Return `size` bytes, or less, to ask after: the first that are missing before others that are SACKed, else the last."""
         if self.sacked_bytes:
-            segment = next(segment for segment in self.segments if not segment.sacked)
+            # All SACKed and yet not acknowledged: a lie, or the application has reneged (RFC 2018 8).
+            segment = next((segment for segment in self.segments if not segment.sacked), self.segments[0])
             self.split(segment.start + size)
             return segment
         self.split(self.segments[-1].end - size)

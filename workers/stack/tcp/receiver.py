@@ -6,10 +6,13 @@ from bisect import bisect_right
 from workers.stack.tcp.buffer import ChunkPool
 from workers.stack.tcp.seqnum import MASK
 
-__all__ = ["RANGES_MAX", "Receiver"]
+__all__ = ["RANGES_MAX", "RANGE_COST", "Receiver"]
 
 RANGES_MAX = 256
 """Out-of-order ranges a connection keeps; more are dropped and come again. Bounds what 1-byte segments with gaps cost."""
+
+RANGE_COST = 160
+"""Bytes of memory that a range takes beside its content. They count, or 1-byte segments would cost 100 times what is seen."""
 
 _SACK_BLOCKS = 3  # as many as fit beside timestamps (RFC 2018 3)
 
@@ -44,7 +47,7 @@ class Receiver:
         self._pool = pool
         self.edge = position + min(limit, 0xFFFF)  # the SYN-ACK's window is not scaled (RFC 7323 2.2)
         self.backlog = bytearray()
-        self.out_of_order = 0  # bytes in _ranges
+        self.out_of_order = 0  # bytes of memory in _ranges
         self._ranges: list[tuple[int, bytearray]] = []  # (position, bytes): ascending, neither overlapping nor touching
         self._latest = 0  # position in the range that changed last: its SACK block goes first (RFC 2018 4)
         self.duplicate: tuple[int, int] | None = None
@@ -65,7 +68,7 @@ class Receiver:
         if self.backlog:
             window -= len(self.backlog)  # what is held out of order lies within the window, whose room it has
             promised = max(self.edge - self.next, 0)  # a FIN is taken at the edge itself
-            if window < promised + self._worth() or self._pool.is_short():
+            if window < promised + self._worth() or self._pool.is_short(len(self.backlog)):
                 # Less than was promised, not enough more, or no memory for it: the edge stays. Rounded down it may seem to
                 # move back by less than 2**scale bytes, as RFC 7323 2.4 allows, but `edge` keeps what was promised. Rounded
                 # up, it would creep on with every segment, and the backlog with it.
@@ -82,7 +85,7 @@ class Receiver:
 
     def may_open_window(self) -> bool:
         """Whether a window update is due: the upstream took enough since the last segment we sent."""
-        if self.backlog and self._pool.is_short():
+        if self.backlog and self._pool.is_short(len(self.backlog)):
             return False
         return self.next + self.limit - len(self.backlog) - self.edge >= self._worth()
 
@@ -101,7 +104,7 @@ class Receiver:
         return self.next <= position <= self.edge
 
     def store(self, position: int, data: memoryview) -> int | None:
-        """Keep a copy of bytes that came ahead of `next`; return how many more are held now. None: there are too many gaps.
+        """Keep a copy of bytes that came ahead of `next`; return how much more memory is held now. None: there are too many gaps.
 
         What lies in ranges already held is not replaced.
         """
@@ -112,15 +115,16 @@ class Receiver:
         if index and (before := ranges[index - 1])[0] + len(before[1]) >= position:
             index -= 1
             start, held = before
+            if start + len(held) >= end:
+                self.duplicate = (position, end)
         elif len(ranges) >= RANGES_MAX:
             return None
         else:
             start, held = position, bytearray()
             ranges.insert(index, (start, held))
+            self.out_of_order += RANGE_COST
         self._latest = start
         self._extend(index, start, held, position, end, data)
-        if self.out_of_order == before_bytes:
-            self.duplicate = (position, end)
         return self.out_of_order - before_bytes
 
     def _extend(self, index: int, start: int, held: bytearray, position: int, end: int, data: memoryview) -> None:
@@ -137,6 +141,7 @@ class Receiver:
             if not has_next or reach < ranges[index + 1][0]:
                 return
             held += ranges.pop(index + 1)[1]
+            self.out_of_order -= RANGE_COST
 
     @property
     def is_plain(self) -> bool:
@@ -150,13 +155,14 @@ class Receiver:
             self.fin_at = position
 
     def pop_ready(self) -> tuple[int, memoryview] | None:
-        """Return the range that begins at `next` or before it: bytes it held, and those after `next`. None: a gap remains."""
+        """Return the range that begins at `next` or before it: memory it took, and bytes after `next`. None: a gap remains."""
         ranges = self._ranges
         if not ranges or ranges[0][0] > self.next:
             return None
         start, held = ranges.pop(0)
-        self.out_of_order -= len(held)
-        return len(held), memoryview(held)[self.next - start :]
+        memory = len(held) + RANGE_COST
+        self.out_of_order -= memory
+        return memory, memoryview(held)[self.next - start :]
 
     def sack_blocks(self) -> list[tuple[int, int]]:
         """Return the blocks to report as wire numbers: what came twice, once (RFC 2883 4), then the one that changed last."""

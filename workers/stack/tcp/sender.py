@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 
 from workers.stack.tcp.bbr import Bbr
-from workers.stack.tcp.buffer import SendBuffer
+from workers.stack.tcp.buffer import BUFFER_NEAR, SendBuffer
 from workers.stack.tcp.congestion import Cubic
-from workers.stack.tcp.flight import Flight, Segment
+from workers.stack.tcp.flight import FEW, Flight, Segment
 from workers.stack.tcp.rack import Rack
 from workers.stack.tcp.rtt import RoundTrip
 
@@ -20,10 +20,6 @@ __all__ = ["Sender"]
 
 _DUPLICATE_ACKS = 3  # RFC 5681 3.2
 _LOCAL_RTT = 0.001  # seconds; what answers faster is this machine or its LAN
-_BUFFER_WINDOWS = (
-    4  # congestion windows that are buffered: one hole, lost again, holds back what is sent in three round trips
-)
-_BUFFER_MIN = 256 * 1024  # bytes
 
 
 class Sender:
@@ -72,10 +68,10 @@ class Sender:
         self._probed = False  # one probe until something new is acknowledged (RFC 8985 7.3)
 
     def open(self, rtt: float | None, now: float) -> None:
-        """The handshake is complete, and took one round trip of `rtt`; None: a repeated SYN-ACK says nothing of that.
+        """The handshake took one round trip of `rtt`; None: a repeated SYN-ACK says nothing of that.
 
-        A program on this machine needs no pace: its window alone is to hold us back, and CUBIC lets it. A longer path may
-        lose packets, and what a window that shrinks with each loss can carry falls with the round trip: BBR.
+        A program on this machine needs no pace, its window alone is to hold us back: CUBIC. A longer path may lose packets,
+        and what a window that shrinks with each loss can carry falls with the round trip: BBR.
         """
         if rtt is not None:
             self.rtt.sample(rtt)
@@ -137,6 +133,8 @@ class Sender:
         room = self.window - in_flight
         if waiting <= 0:
             return self._send_new(start + 1, now) if self.fin and not waiting and room > 0 else None
+        if len(self._flight.segments) >= FEW and self._flight.is_full:
+            return None
         pipe = self.pipe() if self._flight.sacked_bytes or self._dup_acks else in_flight
         size = min(waiting, burst)
         if size < waiting or size > room or size > self.congestion.window - pipe:
@@ -224,6 +222,8 @@ class Sender:
         elif before * 2 >= self._cubic.window and (self._recovery_point is None or self._slow_starting):
             # A window that was not used says nothing about the path and must not grow (RFC 7661 4.2, simplified).
             self._cubic.on_ack(acked, now, self.rtt.smoothed)
+            if self.buffer.limit < BUFFER_NEAR:
+                self.buffer.follow(self._cubic.window)
         if self._recovery_point is not None:
             self._continue_recovery(self._recovery_point, ack, acked, now)
         else:
@@ -232,7 +232,7 @@ class Sender:
 
     def _update_model(self, bbr: Bbr, now: float) -> None:
         bbr.update(self.pipe(), now)
-        self.buffer.set_limit(max(_BUFFER_WINDOWS * bbr.window, _BUFFER_MIN))
+        self.buffer.follow(bbr.window)
         if bbr.minimum_rtt < _LOCAL_RTT:
             self._is_local()
 

@@ -19,7 +19,7 @@ HELD_BACK = 0.07  # seconds: more than a quarter of the round trip, RACK's first
 def sender() -> Sender:
     """A sender that has measured a round trip and has eight segments in flight, sent at time 1."""
     made = Sender(
-        SendBuffer(ChunkPool(array("Q", [0] * CELLS), 1 << 30), 0, 1 << 20, MSS), MSS, MSS, 1 << 20, sack=True
+        SendBuffer(ChunkPool(array("Q", [0] * CELLS), 1 << 30, 10), 0, 1 << 20, 60 * MSS), MSS, MSS, 1 << 20, sack=True
     )
     made.rtt.sample(RTT)
     fly(made, 8, now=1.0)

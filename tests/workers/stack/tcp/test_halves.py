@@ -11,7 +11,7 @@ from workers.stack.tcp.buffer import ChunkPool, SendBuffer
 from workers.stack.tcp.congestion import Cubic, initial_window
 from workers.stack.tcp.flight import Flight, Segment
 from workers.stack.tcp.mss import largest_payload, mss_of_path, mss_of_syn
-from workers.stack.tcp.receiver import Receiver
+from workers.stack.tcp.receiver import RANGE_COST, Receiver
 from workers.stack.tcp.rtt import RTO_INITIAL, RTO_MAX, RoundTrip
 from workers.stack.tcp.seqnum import MASK, is_before, unwrap
 
@@ -33,7 +33,7 @@ def test_order_wraps() -> None:
 def test_receiver_holds_what_a_bitmap_holds(pieces: list[tuple[int, int]], base: int) -> None:
     """An obviously right model: an array with one cell per byte of the stream."""
     stream = bytes(i % 251 for i in range(SIZE + 40))
-    receiver = Receiver(base, 1 << 20, 1460, ChunkPool([0] * CELLS, 1 << 30), scales=True)
+    receiver = Receiver(base, 1 << 20, 1460, ChunkPool([0] * CELLS, 1 << 30, 10), scales=True)
     cells: list[int | None] = [None] * len(stream)
     done = 0
     got = b""
@@ -53,7 +53,7 @@ def test_receiver_holds_what_a_bitmap_holds(pieces: list[tuple[int, int]], base:
         assert receiver.next == base + done
         assert got == stream[:done]
         held = {i for i, cell in enumerate(cells) if cell is not None and i >= done}
-        assert receiver.out_of_order == len(held)
+        assert receiver.out_of_order == len(held) + RANGE_COST * sum(i - 1 not in held for i in held)
         for left, right in receiver.sack_blocks():
             assert set(range(unwrap(left, receiver.next) - base, unwrap(right, receiver.next) - base)) <= held
 
@@ -61,7 +61,7 @@ def test_receiver_holds_what_a_bitmap_holds(pieces: list[tuple[int, int]], base:
 @given(st.data())
 def test_send_buffer_is_a_queue_of_bytes(data: st.DataObject) -> None:
     counters = [0] * CELLS
-    buffer = SendBuffer(ChunkPool(counters, 1 << 30), 1000, 100_000, 60_000)
+    buffer = SendBuffer(ChunkPool(counters, 1 << 30, 10), 1000, 100_000, 60_000)
     source = random.Random(1).randbytes(300_000)
     acked = 1000
     for _ in range(data.draw(st.integers(1, 20))):
@@ -83,7 +83,7 @@ def test_send_buffer_is_a_queue_of_bytes(data: st.DataObject) -> None:
 
 
 def test_view_that_was_offered_survives_the_acknowledgment_of_all_data() -> None:
-    buffer = SendBuffer(ChunkPool([0] * CELLS, 1 << 30), 0, 100_000, 60_000)
+    buffer = SendBuffer(ChunkPool([0] * CELLS, 1 << 30, 10), 0, 100_000, 60_000)
     assert buffer.space() is not None
     buffer.commit(100)
     view = buffer.space()
@@ -96,7 +96,8 @@ def test_view_that_was_offered_survives_the_acknowledgment_of_all_data() -> None
 
 def test_chunks_grow_while_reads_fill_them_and_shrink_again() -> None:
     counters = [0] * CELLS
-    buffer = SendBuffer(ChunkPool(counters, 1 << 30), 0, 1 << 20, 60_000)
+    buffer = SendBuffer(ChunkPool(counters, 1 << 30, 10), 0, 1 << 20, 60_000)
+    buffer.follow(1 << 20)
     sizes = []
     for part in (1, 1, 1, 0.001, 0.001, 0.001):
         space = buffer.space()
