@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_right
+from operator import itemgetter
 
 from workers.stack.tcp.buffer import ChunkPool
 from workers.stack.tcp.seqnum import MASK
@@ -14,6 +15,9 @@ RANGES_MAX = 256
 RANGE_COST = 160
 """Bytes of memory that a range takes beside its content. They count, or 1-byte segments would cost 100 times what is seen."""
 
+_start_of = itemgetter(0)
+
+_RECENT_MAX = 8  # some may have been delivered before they are told again
 _SACK_BLOCKS = 3  # as many as fit beside timestamps (RFC 2018 3)
 
 
@@ -31,7 +35,7 @@ class Receiver:
     """
 
     __slots__ = (
-        "_latest", "_pool", "_ranges", "ack_at", "ack_now", "acked", "backlog", "duplicate", "edge", "fin_at", "limit", "mss",
+        "_pool", "_ranges", "_recent", "ack_at", "ack_now", "acked", "backlog", "duplicate", "edge", "fin_at", "limit", "mss",
         "next", "out_of_order", "scale", "ts_recent",
     )  # fmt: skip
 
@@ -49,7 +53,7 @@ class Receiver:
         self.backlog = bytearray()
         self.out_of_order = 0  # bytes of memory in _ranges
         self._ranges: list[tuple[int, bytearray]] = []  # (position, bytes): ascending, neither overlapping nor touching
-        self._latest = 0  # position in the range that changed last: its SACK block goes first (RFC 2018 4)
+        self._recent: list[int] = []  # positions in the ranges that changed last, newest first
         self.duplicate: tuple[int, int] | None = None
         self.fin_at: int | None = None
         self.ts_recent = 0  # RFC 7323 4.3
@@ -111,7 +115,7 @@ class Receiver:
         before_bytes = self.out_of_order
         end = position + len(data)
         ranges = self._ranges
-        index = bisect_right(ranges, position, key=lambda held: held[0])
+        index = bisect_right(ranges, position, key=_start_of)
         if index and (before := ranges[index - 1])[0] + len(before[1]) >= position:
             index -= 1
             start, held = before
@@ -123,8 +127,9 @@ class Receiver:
             start, held = position, bytearray()
             ranges.insert(index, (start, held))
             self.out_of_order += RANGE_COST
-        self._latest = start
         self._extend(index, start, held, position, end, data)
+        others = [recent for recent in self._recent if not start <= recent < start + len(held)]
+        self._recent = [position, *others[: _RECENT_MAX - 1]]
         return self.out_of_order - before_bytes
 
     def _extend(self, index: int, start: int, held: bytearray, position: int, end: int, data: memoryview) -> None:
@@ -165,19 +170,21 @@ class Receiver:
         return memory, memoryview(held)[self.next - start :]
 
     def sack_blocks(self) -> list[tuple[int, int]]:
-        """Return the blocks to report as wire numbers: what came twice, once (RFC 2883 4), then the one that changed last."""
+        """Return the blocks to report as wire numbers: what came twice, once (RFC 2883 4), then those that changed last.
+
+        So each is told in several ACKs, of which some may be lost (RFC 2018 4).
+        """
         blocks: list[tuple[int, int]] = []
-        for start, held in self._ranges:
-            block = (start & MASK, (start + len(held)) & MASK)
-            if start <= self._latest < start + len(held):
-                blocks.insert(0, block)
-            else:
-                blocks.append(block)
         if self.duplicate is not None:
-            start, end = self.duplicate
-            blocks.insert(0, (start & MASK, end & MASK))
+            blocks.append(self.duplicate)
             self.duplicate = None
-        return blocks[:_SACK_BLOCKS]
+        for position in self._recent:
+            index = bisect_right(self._ranges, position, key=_start_of) - 1
+            if index >= 0 and len(blocks) < _SACK_BLOCKS:
+                start, held = self._ranges[index]
+                if position < start + len(held):
+                    blocks.append((start, start + len(held)))
+        return [(start & MASK, end & MASK) for start, end in blocks]
 
     def clear(self) -> None:
         """Drop all that is held; the connection is over."""
