@@ -243,11 +243,10 @@ class _Master:
         await self.supervisor.start()
 
     def _start_ingress(self, undo: AsyncExitStack) -> None:
-        shards = [self.supervisor.shard(i) for i in range(self.options.workers)]
         self.ingress = Ingress(
             self.tun.fd,
             self.pool,
-            shards,
+            [self.supervisor.shard(i) for i in range(self.options.workers)],
             self.pool.counters[self.options.workers],
             header_len=self.tun.header_len,
             read=self.tun.read,
