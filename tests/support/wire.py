@@ -27,6 +27,7 @@ from pathlib import Path
 import msgspec
 
 from engine.tun.linux import open_linux_tun
+from tests.support.forwarding import forwarding
 from tests.support.lane import Counts, Impairment, Lane
 from tests.support.netns import Namespace, ip
 
@@ -67,7 +68,7 @@ def wire(apps: Namespace, router: Namespace, impairment: Impairment, seed: int =
         try:
             _configure(apps, (f"{APPS_V4}/30", f"{APPS_V6}/64"), (ROUTER_V4, ROUTER_V6))
             _configure(router, (f"{ROUTER_V4}/30", f"{ROUTER_V6}/64"))
-            with _forwarding(router):
+            with forwarding(router):
                 yield made
         finally:
             report, _ = relay.communicate()  # closes its stdin, which ends it
@@ -91,21 +92,6 @@ def _configure(namespace: Namespace, addresses: tuple[str, str], gateways: tuple
         ip("addr", "add", v6, "dev", "wire", "nodad")
         for gateway in gateways or ():
             ip("route", "add", "default", "via", gateway, "dev", "wire")
-
-
-@contextmanager
-def _forwarding(router: Namespace) -> Iterator[None]:
-    switches = [Path("/proc/sys/net/ipv4/ip_forward"), Path("/proc/sys/net/ipv6/conf/all/forwarding")]
-    with router.entered():
-        before = [switch.read_text() for switch in switches]
-        for switch in switches:
-            switch.write_text("1")
-    try:
-        yield
-    finally:
-        with router.entered():
-            for switch, value in zip(switches, before, strict=True):
-                switch.write_text(value)
 
 
 # The relay process
