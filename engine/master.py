@@ -220,6 +220,7 @@ class _Master:
                 max_buffers=min(user.stack.max_buffers, limits.worker_buffers),
             ),
             udp=msgspec.structs.replace(user.udp, max_associations=limits.associations),
+            tun_addresses=user.tun.addresses,
             uid=WORKER_UID if own_user else None,
             mark=None if own_user or options.tun is not None else FWMARK,
             header_len=self.tun.header_len,

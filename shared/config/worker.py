@@ -81,6 +81,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     udp: UdpConfig = UdpConfig()
     uid: int | None = None
     """Unprivileged user to become; its sockets are exempt from the tun. None: stay, and mark sockets instead."""
+    tun_addresses: tuple[str, ...] = ()
+    """The tun's own, with number of bits: what leaves directly to these networks would only come back."""
     mark: int | None = None
     """SO_MARK for upstream sockets where `uid` is None."""
     egress: tuple[int, int] | None = None

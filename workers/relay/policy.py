@@ -2,16 +2,18 @@
 
 from itertools import count
 
-from shared.config import Policy, Resolve
+from shared.config import Policy, Reject, Resolve
 from shared.rules.flow import Ends, Flow
 from shared.rules.matcher import Compiler
 from workers.relay.facts import FlowFacts
-from workers.relay.router import Router
+from workers.relay.router import LOST, OWN_FLOW, Router, Verdict
 from workers.relay.services import DnsService, ProcessService
 from workers.upstream import Outbound
 from workers.upstream.build import Outbounds
 
 __all__ = ["PolicyInForce"]
+
+_LOST = Verdict(Reject(no_drop=True), LOST)
 
 
 class PolicyInForce:
@@ -49,16 +51,17 @@ class PolicyInForce:
             destination_name=name if is_fake else None,
             domain=None if is_fake else name,
         )
-        decision = self._router.begin(flow)
-        decision.is_lost = is_fake and name is None
-        return FlowFacts(next(self._numbers), ends, decision)
+        facts = FlowFacts(next(self._numbers), ends, self._router.begin(flow))
+        if is_fake and name is None:
+            facts.decision.settled = _LOST
+        return facts
 
     async def find_process(self, facts: FlowFacts) -> None:
         """Answer NeedProcess."""
         decision = facts.decision
         decision.flow.process, is_own = await self._processes.of(facts.ends)
         if is_own:
-            decision.exempt = self.outbounds.own_direct
+            decision.settled = Verdict(self.outbounds.own_direct, OWN_FLOW)
 
     async def resolve(self, flow: Flow, how: Resolve) -> None:
         """Answer Resolve. Raises UpstreamError."""

@@ -7,7 +7,7 @@ both ask the policy in force (policy.py, router.py) for an outbound (workers/ups
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from time import monotonic, time
 
 import msgspec
@@ -20,7 +20,9 @@ from workers.relay.loops import LoopWatch
 from workers.relay.policy import PolicyInForce
 from workers.relay.processes import Processes
 from workers.relay.services import DnsService
+from workers.relay.tcp_flow import TcpFlow
 from workers.relay.tcp_relay import TcpRelay
+from workers.relay.udp_flow import Target
 from workers.relay.udp_relay import UdpRelay
 from workers.stack.stack import Stack
 from workers.upstream import ProxyFailed
@@ -28,6 +30,7 @@ from workers.upstream.build import Outbounds, Surroundings
 from workers.upstream.egress import Egress
 from workers.upstream.fetch import FetchFailed, measure
 from workers.upstream.group import ChosenMember
+from workers.upstream.sockets import networks
 from workers.upstream.urltest import Urltest
 
 __all__ = ["Relay"]
@@ -68,6 +71,7 @@ class Relay:
                 loop=loop,
                 counters=counters,
                 mark=self._egress or config.mark,
+                tun=networks(config.tun_addresses),
                 measures=config.index == 0,
                 look_up=self._look_up,
                 on_udp_support=self._on_udp_support,
@@ -166,20 +170,14 @@ class Relay:
 
     async def _list_flows(self, number: int) -> None:
         part: list[control.FlowView] = []
-        for view in list(self._views()):
-            part.append(view)
+        flows: list[TcpFlow | Target] = [*self._tcp.flows, *self._udp.targets()]
+        for flow in flows:
             if len(part) == FLOWS_IN_MESSAGE:
                 self._tell(control.Flows(number, tuple(part), last=False))
                 part.clear()
                 await asyncio.sleep(0)
+            part.append(flow.facts.view(flow.up, flow.down, flow.state, time() - monotonic()))
         self._tell(control.Flows(number, tuple(part), last=True))
-
-    def _views(self) -> Iterator[control.FlowView]:
-        unix_offset = time() - monotonic()
-        for flow in self._tcp.flows:
-            yield flow.facts.view(flow.up, flow.down, flow.state, unix_offset)
-        for target in self._udp.targets():
-            yield target.facts.view(target.up, target.down, target.state, unix_offset)
 
     def test_delay(self, question: control.TestDelay) -> None:
         """Fetch a URL through an outbound and tell the master how long it took."""

@@ -16,7 +16,7 @@ from workers.sniff import Sniffed
 from workers.upstream import Outbound
 from workers.upstream.sockets import address_text, pack_address
 
-__all__ = ["SERVER_SPEAKS_FIRST", "Ask", "Decision", "Router", "Verdict"]
+__all__ = ["LOST", "OWN_FLOW", "SERVER_SPEAKS_FIRST", "Ask", "Decision", "Router", "Verdict"]
 
 REJECTS_MAX = 50
 REJECTS_WITHIN = 30.0
@@ -31,7 +31,7 @@ OWN_FLOW = "the proxy's own connection"
 LOST = "the address stands for no name any more"
 """In the place of a rule: why a flow is refused, so that the program asks for the name again."""
 
-_DROP, _REFUSE = Reject(method="drop"), Reject()
+_DROP = Reject(method="drop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,30 +82,26 @@ class Decision:
     """One flow's way through the rules.
 
     flow         what is known of it; rules' actions and whoever answers an Ask change it
-    exempt       takes the flow whatever the rules say
-    is_lost      the destination is an address that stood for a name, and does no more
+    settled      the verdict, whatever the rules say
     udp_timeout  what a rule has said
     """
 
-    __slots__ = ("_next", "_router", "exempt", "flow", "is_lost", "udp_timeout")
+    __slots__ = ("_next", "_router", "flow", "settled", "udp_timeout")
 
     def __init__(self, router: Router, flow: Flow) -> None:
         self._router = router
         self._next = 0
         self.flow = flow
-        self.exempt: Outbound | None = None
-        self.is_lost = False
+        self.settled: Verdict | None = None
         self.udp_timeout: float | None = None
 
     def advance(self, now: float) -> Verdict | Ask:
         """Go on to the end, or to what must be known first."""
         flow, router = self.flow, self._router
-        if self.is_lost:
-            return Verdict(_REFUSE, LOST)
+        if self.settled is not None:
+            return self.settled
         if router.guards and flow.process is None:
             return NeedProcess(0)
-        if self.exempt is not None:
-            return Verdict(self.exempt, OWN_FLOW)
         while (step := router.rules.match(flow, self._next)) is not None:
             if isinstance(step, NeedProcess):
                 self._next = step.index
@@ -160,7 +156,7 @@ class Decision:
 
     def take_owner(self, other: "Decision") -> None:
         """The process is the same as that of another flow."""
-        self.flow.process, self.exempt = other.flow.process, other.exempt
+        self.flow.process, self.settled = other.flow.process, other.settled
 
     def leads_elsewhere(self, ends: Ends) -> bool:
         """Whether the outbound is to go anywhere but where the application's packets are addressed to."""

@@ -19,9 +19,9 @@ from shared.rules.matcher import NeedProcess
 from workers.relay.facts import FlowFacts
 from workers.relay.loops import LoopWatch
 from workers.relay.policy import PolicyInForce
-from workers.relay.router import Ask, Verdict
+from workers.relay.router import Ask, Decision, Verdict
 from workers.relay.udp_flow import Carrier, Endpoint, Target, UdpFlow
-from workers.sniff import SNIFFERS
+from workers.sniff import SNIFFERS, DatagramSniffer, Incomplete
 from workers.stack import Refusal
 from workers.stack.stack import Stack
 from workers.upstream import Outbound, ProxyFailed, UpstreamError
@@ -122,7 +122,7 @@ class UdpRelay:
         now = self.stack.now
         if flow is not None and flow.owner is not None:
             facts.decision.take_owner(flow.owner.decision)
-        step = facts.decision.advance(now)
+        step = _sniff_one(facts.decision, facts.decision.advance(now), payload, now)
         if isinstance(step, Verdict):
             facts.rule = step.rule
             action = step.action
@@ -304,6 +304,17 @@ class UdpRelay:
             self._schedule_sweep()
         else:
             self._sweep_timer = None
+
+
+def _sniff_one(decision: Decision, step: Verdict | Ask, payload: memoryview, now: float) -> Verdict | Ask:
+    """Go on with a decision that asks for sniffing, as long as the first datagram alone says enough."""
+    while isinstance(step, Sniff):
+        result = DatagramSniffer(step.sniffer or SNIFFERS).feed(payload)
+        if isinstance(result, Incomplete):
+            break
+        decision.note_sniffed(step, result)
+        step = decision.advance(now)
+    return step
 
 
 class _Answer:

@@ -23,6 +23,7 @@ from workers.upstream.direct import DirectUpstream
 from workers.upstream.egress import Egress
 from workers.upstream.group import ChosenMember, FallbackGroup
 from workers.upstream.proxy import ProxyUpstream
+from workers.upstream.sockets import Networks
 from workers.upstream.urltest import Urltest
 
 __all__ = ["Outbounds", "Surroundings"]
@@ -36,6 +37,8 @@ class Surroundings:
     counters: Counters
     mark: int | Egress | None
     """SO_MARK where an outbound has none of its own; an Egress on macOS."""
+    tun: Networks
+    """The tun's own: nothing goes there directly."""
     measures: bool
     """This worker tests the members of urltest groups."""
     look_up: LookUp
@@ -60,6 +63,7 @@ class Outbounds:
             surroundings.counters,
             outbound_at(OUTBOUNDS_MAX),
             mark=surroundings.mark,
+            tun=surroundings.tun,
             buffer=self._buffer,
             look_up=surroundings.look_up,
         )
@@ -116,7 +120,14 @@ class Outbounds:
                 )
             case DirectOutbound():
                 return DirectUpstream(
-                    config, s.loop, s.counters, cells, mark=s.mark, buffer=self._buffer, look_up=s.look_up
+                    config,
+                    s.loop,
+                    s.counters,
+                    cells,
+                    mark=s.mark,
+                    tun=s.tun,
+                    buffer=self._buffer,
+                    look_up=s.look_up,
                 )
             case BlockOutbound():
                 return BlockUpstream(config.tag, cells)

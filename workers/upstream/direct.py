@@ -4,6 +4,7 @@ import asyncio
 import errno
 import socket
 from collections.abc import Sequence
+from ipaddress import ip_address
 from time import monotonic
 
 from shared.config import DirectOutbound, Resolve
@@ -13,7 +14,7 @@ from workers.upstream import DestinationRefused, Leg, LegOwner, LookUp, Trail, U
 from workers.upstream.direct_leg import DirectLeg
 from workers.upstream.egress import Egress
 from workers.upstream.health import Health
-from workers.upstream.sockets import Sockets, address_text, pack_address
+from workers.upstream.sockets import Networks, Sockets, address_text, pack_address
 
 __all__ = ["DirectUpstream", "refusal_of"]
 
@@ -27,6 +28,9 @@ _REFUSALS = {
     errno.EPERM: Refusal.PROHIBITED,
 }
 """What an error of connect(2) tells the application; one that is not here: HOST_UNREACHABLE."""
+
+
+_COMES_BACK = Refusal.HOST_UNREACHABLE
 
 
 def refusal_of(error: OSError) -> Refusal:
@@ -47,6 +51,7 @@ class DirectUpstream:
         cells: int,
         *,
         mark: int | Egress | None,
+        tun: Networks,
         buffer: bytearray,
         look_up: LookUp,
     ) -> None:
@@ -54,6 +59,7 @@ class DirectUpstream:
         self.cells = cells
         self._counters = counters
         self._buffer = buffer
+        self._tun = tun
         self._health = Health(counters, cells)
         self._sockets = Sockets(loop, config.dial, mark=mark)
         self._look_up = look_up
@@ -84,6 +90,9 @@ class DirectUpstream:
     async def _connect_any(self, host: str, addresses: Sequence[str], port: int) -> socket.socket:
         last: UpstreamError | None = None
         for address in addresses:
+            if self._is_of_the_tun(address):
+                last = DestinationRefused(f"{address} is of the tun itself: it would only come back", _COMES_BACK)
+                continue
             try:
                 # An address that swallows packets must leave time for the next one.
                 return await self._sockets.connect(address, port, timeout=self._sockets.timeout / len(addresses))
@@ -104,7 +113,11 @@ class DirectUpstream:
             if not found:
                 raise DestinationRefused(f"{host} has no address", Refusal.HOST_UNREACHABLE)
             address = found[0]
-        return DirectLeg(self._sockets, owner, self._counters, self._buffer, address=address)
+        return DirectLeg(self._sockets, owner, self._counters, self._buffer, self._is_of_the_tun, address=address)
+
+    def _is_of_the_tun(self, address: str) -> bool:
+        """Whether a packet to `address` would enter the tun, although it is ours."""
+        return any(ip_address(address.partition("%")[0]) in network for network in self._tun)
 
     def refuses_udp(self) -> UpstreamError | None:
         """See Outbound."""

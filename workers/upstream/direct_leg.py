@@ -5,6 +5,7 @@ answer it. ICMP errors come through the error queue (ip(7), IP_RECVERR), which a
 """
 
 import socket
+from collections.abc import Callable
 from errno import ECONNREFUSED
 from struct import Struct
 
@@ -33,17 +34,25 @@ _HAS_ERROR_QUEUE = hasattr(socket, "MSG_ERRQUEUE")
 class DirectLeg:
     """Sockets are opened when the first datagram of their IP version is sent.
 
-    `address`: where the leg leads to alone; the owner is told no peers.
+    `is_shut` tells of addresses that nothing is sent to. `address`: where the leg leads to alone; the owner is told no peers.
     """
 
     def __init__(
-        self, sockets: Sockets, owner: LegOwner, counters: Counters, buffer: bytearray, *, address: bytes | None
+        self,
+        sockets: Sockets,
+        owner: LegOwner,
+        counters: Counters,
+        buffer: bytearray,
+        is_shut: Callable[[str], bool],
+        *,
+        address: bytes | None,
     ) -> None:
         self._make = sockets.make
         self._loop = sockets.loop
         self._owner = owner
         self._counters = counters
         self._buffer = buffer
+        self._is_shut = is_shut
         self._address = address
         self._sockets: dict[socket.AddressFamily, socket.socket] = {}
         self._packed: dict[str, bytes] = {}
@@ -62,14 +71,16 @@ class DirectLeg:
         family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
         target = (socket.inet_ntop(family, packed), port)
         counters = self._counters
+        told = b"" if self._address else packed
         try:
-            sendto = self._socket(family).sendto
+            sendto = None if self._is_shut(target[0]) else self._socket(family).sendto
         except OSError:
             sendto = None
 
         def send(payload: memoryview) -> None:
             if sendto is None:
                 counters[Cell.DROP_UDP_UPSTREAM] += 1
+                self._owner.unreachable(told, port, bytes(payload))
                 return
             try:
                 sendto(payload, target)
@@ -81,7 +92,7 @@ class DirectLeg:
                     sendto(payload, target)
                 except OSError:
                     counters[Cell.DROP_UDP_UPSTREAM] += 1
-                    self._owner.unreachable(b"" if self._address else packed, port, bytes(payload))
+                    self._owner.unreachable(told, port, bytes(payload))
 
         return send
 

@@ -4,12 +4,14 @@ import asyncio
 import errno
 import os
 import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 
 from shared.config import DialConfig
 from shared.system import bind_to_interface
 from workers.upstream.egress import Egress
 
-__all__ = ["Sockets", "address_text", "pack_address", "wait_readable", "wait_writable"]
+__all__ = ["Networks", "Sockets", "address_text", "networks", "pack_address", "wait_readable", "wait_writable"]
 
 
 def address_text(packed: bytes) -> str:
@@ -23,6 +25,14 @@ def pack_address(text: str) -> bytes | None:
         return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except OSError:
         return None
+
+
+Networks = tuple[IPv4Network | IPv6Network, ...]
+
+
+def networks(texts: Iterable[str]) -> Networks:
+    """Return the networks of addresses with number of bits. Raises ValueError."""
+    return tuple(ip_interface(text).network for text in texts)
 
 
 class Sockets:

@@ -156,7 +156,7 @@ def test_loop_guard_asks_about_every_flow_and_exempts_the_proxys_own() -> None:
     made = router(Route(outbound="first"), loop_guard=True)
     decision = made.begin(flow())
     assert isinstance(decision.advance(0.0), NeedProcess)
-    decision.flow.process, decision.exempt = ProcessInfo(name="v2ray"), OUTBOUNDS["other"]
+    decision.flow.process, decision.settled = ProcessInfo(name="v2ray"), Verdict(OUTBOUNDS["other"], OWN_FLOW)
     assert ends_at(decision) == ("other", OWN_FLOW)
     second = made.begin(flow())
     second.take_owner(decision)

@@ -15,6 +15,7 @@ from engine.demo.socks_server import SocksServer
 from shared import control
 from shared.config import (
     BlockOutbound,
+    DialConfig,
     DirectOutbound,
     FallbackOutbound,
     HijackDns,
@@ -79,7 +80,7 @@ class Names:
         pass
 
     def name_of(self, address: bytes) -> tuple[str | None, bool]:
-        return self.fake.get(address), address in self.fake
+        return self.fake.get(address) or None, address in self.fake
 
 
 class Setup:
@@ -189,6 +190,38 @@ async def test_direct_tells_the_truth_about_a_closed_port() -> None:
         with pytest.raises(OSError) as caught:
             await s.world.connect(("192.0.2.77", 80))
         assert caught.value.errno == errno.ENETUNREACH
+
+
+@pytest.mark.parametrize("host", ["172.18.0.2", "fd00:18::2"])
+@on_loop
+async def test_nothing_goes_directly_to_the_tun_itself(host: str) -> None:
+    """From a worker it would enter the tun again, and so on for ever."""
+    async with setup(to("direct")) as s:
+        with pytest.raises(OSError) as caught:
+            await s.world.connect((host, 80))
+        assert caught.value.errno == errno.EHOSTUNREACH
+        with pytest.raises(ConnectionRefusedError):
+            await talk(s.world, (host, 53), b"x")
+
+
+@on_loop
+async def test_direct_binds_its_sockets_to_an_interface() -> None:
+    for interface, reaches in (("lo", True), ("nothere0", False)):
+        direct = DirectOutbound(tag="direct", dial=DialConfig(bind_interface=interface))
+        async with (
+            setup(to("direct"), outbounds=(direct,)) as s,
+            tcp_server(echo, TARGET_V4) as target,
+            udp_echo(TARGET_V4) as peer,
+        ):
+            if reaches:
+                assert await s.exchange(target) == b"hello"
+                assert await talk(s.world, peer, b"x") == b"x"
+            else:
+                with pytest.raises(OSError) as caught:
+                    await s.world.connect(target)
+                assert caught.value.errno == errno.ENETUNREACH
+                with pytest.raises(ConnectionRefusedError):
+                    await talk(s.world, peer, b"x")
 
 
 @on_loop
@@ -414,6 +447,14 @@ async def test_sniffed_datagram_decides_and_none_is_lost() -> None:
         assert s.who() == [0, 1]
 
 
+@on_loop
+async def test_sniffed_dns_that_is_hijacked_leaves_nothing() -> None:
+    query = bytes.fromhex("123401000001000000000000076578616d706c6503636f6d0000010001")
+    async with setup(rule(Sniff()), rule(HijackDns(), protocol=("dns",)), dns=Names()) as s:
+        assert await talk(s.world, (TARGET_V4, 53), query) == query[::-1]
+        assert s.world.counters[Cell.UDP_OPENED] == 0
+
+
 # DNS
 
 
@@ -458,6 +499,16 @@ async def test_name_of_a_fake_address_is_what_rules_see_and_the_proxy_is_asked_f
         assert [(view.destination, view.name) for view in await s.flows() if view.network == "udp"] == [
             (FAKE, "localhost")
         ]
+
+
+@on_loop
+async def test_fake_address_whose_name_is_forgotten_is_refused() -> None:
+    names = Names(fake={FAKE: ""})
+    async with setup(to("direct"), dns=names) as s:
+        with pytest.raises(ConnectionRefusedError):
+            await s.world.connect((FAKE, 80))
+        with pytest.raises(ConnectionRefusedError):
+            await talk(s.world, (FAKE, 443), b"x")
 
 
 @on_loop

@@ -73,6 +73,7 @@ def relay(proxy: Endpoint, kind: str = "socks5", **udp: Any) -> Iterator[Setup]:
             loop=loop,
             counters=counters,
             mark=None,
+            tun=(),
             measures=False,
             look_up=no_names,
             on_udp_support=lambda tag, supported, reason: support.append(supported),

@@ -25,6 +25,8 @@ from workers.relay.relay import Relay
 from workers.relay.services import DnsService
 from workers.stack.stack import Stack
 
+TUN_ADDRESSES = ("172.18.0.1/30", "fd00:18::1/126")
+
 __all__ = ["World", "network", "proxy_outbound"]
 
 
@@ -50,7 +52,14 @@ class World:
         self._loop = asyncio.get_running_loop()
         stack_config = StackConfig(mtu=tun.mtu, offload=tun.offload)
         config = WorkerConfig(
-            index=0, workers=1, slots=1, ring_entries=1, policy=policy, stack=stack_config, udp=UdpConfig(**udp)
+            index=0,
+            workers=1,
+            slots=1,
+            ring_entries=1,
+            policy=policy,
+            stack=stack_config,
+            udp=UdpConfig(**udp),
+            tun_addresses=TUN_ADDRESSES,
         )
         self.told: list[control.FromWorker] = []
         self.processes: dict[int, tuple[ProcessInfo, bool]] = {}
@@ -137,8 +146,8 @@ def network(offload: Offload = "auto", mtu: int = 1500) -> Iterator[tuple[Namesp
             ip("addr", "add", address, "dev", "lo")
         with client.entered():
             tun = open_tun("tun0", mtu=mtu, offload=offload)
-            ip("addr", "add", "172.18.0.1/30", "dev", "tun0")
-            ip("addr", "add", "fd00:18::1/126", "dev", "tun0", "nodad")
+            for address in TUN_ADDRESSES:
+                ip("addr", "add", address, "dev", "tun0", *(["nodad"] if ":" in address else []))
             ip("link", "set", "tun0", "mtu", str(mtu), "up")
             ip("-4", "route", "add", "default", "dev", "tun0")
             ip("-6", "route", "add", "default", "dev", "tun0")

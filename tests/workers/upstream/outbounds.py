@@ -74,6 +74,7 @@ def surroundings(**changed: Any) -> Surroundings:
         "loop": asyncio.get_running_loop(),
         "counters": [0] * CELLS,
         "mark": None,
+        "tun": (),
         "measures": True,
         "look_up": look_up,
         "on_udp_support": lambda tag, supported, reason: None,

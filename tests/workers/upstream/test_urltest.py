@@ -25,7 +25,14 @@ NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 def direct() -> DirectUpstream:
     s = surroundings()
     return DirectUpstream(
-        DirectOutbound(tag="direct"), s.loop, s.counters, 256, mark=None, buffer=bytearray(65536), look_up=s.look_up
+        DirectOutbound(tag="direct"),
+        s.loop,
+        s.counters,
+        256,
+        mark=None,
+        tun=(),
+        buffer=bytearray(65536),
+        look_up=s.look_up,
     )
 
 

@@ -53,7 +53,7 @@ def direct(counters: list[int] | None = None) -> DirectUpstream:
     loop = asyncio.get_running_loop()
     config = DirectOutbound(tag="direct")
     return DirectUpstream(
-        config, loop, counters or [0] * CELLS, 0, mark=None, buffer=bytearray(65536), look_up=no_names
+        config, loop, counters or [0] * CELLS, 0, mark=None, tun=(), buffer=bytearray(65536), look_up=no_names
     )
 
 
