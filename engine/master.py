@@ -6,7 +6,6 @@ The guardian is started before the first change to the network and restores it w
 """
 
 import asyncio
-import errno
 import logging
 import os
 import secrets
@@ -43,6 +42,7 @@ from engine.run.network import PrivateNetwork
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Report, Supervisor, WorkerFailed
 from engine.tun import TunDevice, open_tun
+from engine.tun_reader import TunReader
 from engine.udp_support import UdpOfProxies
 from engine.users import HTTP_UID, WORKER_UID
 from engine.watchdog import CHECK_INTERVAL, Watchdog
@@ -61,8 +61,6 @@ SLOTS = 512
 """Packets above 2 KiB that may be on their way to workers, 68 KiB of (not yet touched) memory each."""
 RING_ENTRIES = 1024
 """Packets that may wait for one worker."""
-LOOKS = 200
-"""Turns of the event loop without a packet before the master sleeps; as in workers/link.py."""
 EXPIRE_INTERVAL = 5.0  # seconds between looks for fragments whose time is up
 
 
@@ -117,8 +115,7 @@ class _Master:
         self.counted: list[str] = []  # tags of outbounds in the order of their rows in the counters; only ever grows
         self.failure: EngineFailed | WorkerFailed | None = None
         self.stopped = asyncio.Event()  # asked to stop
-        self._looking = False  # `_look` is scheduled
-        self._looks_left = 0  # turns without a packet before it sleeps
+        self.reader: TunReader | None = None
         self.loop = asyncio.get_running_loop()
 
     async def run(self, undo: AsyncExitStack) -> None:
@@ -259,8 +256,8 @@ class _Master:
         self.supervisor.on_failed = self._fail
         watchdog = Watchdog(self.supervisor, self.pool, memory_max=self.limits.worker_memory)
         undo.callback(_every(self.loop, CHECK_INTERVAL, lambda: watchdog.check(monotonic())))
-        self.loop.add_reader(self.tun.fd, self._on_tun_readable)
-        undo.callback(self.loop.remove_reader, self.tun.fd)
+        self.reader = TunReader(self.loop, self.tun.fd, self.ingress, self._on_tun_gone)
+        undo.callback(self.reader.close)
         undo.callback(_every(self.loop, EXPIRE_INTERVAL, self.ingress.expire))
         heart = Heartbeat(self.loop, self.pool.counters[self.options.workers])
         heart.start()
@@ -291,31 +288,10 @@ class _Master:
         process.start()
         undo.push_async_callback(process.stop)
 
-    def _on_tun_readable(self) -> None:
-        try:
-            self.ingress.read_batch()
-        except OSError as error:
-            if error.errno != errno.EIO:  # EIO: the interface is down; it may come up again
-                self._on_tun_gone()
-            return
-        self._looks_left = LOOKS
-        if not self._looking:
-            self._looking = True
-            self.loop.call_soon(self._look)
-
-    def _look(self) -> None:
-        """Keep the loop turning, and so looking at the tun, for LOOKS turns after the last packet."""
-        if not self._looks_left:
-            self._looking = False
-            return
-        if self._looks_left < LOOKS:  # nothing came in this turn
-            os.sched_yield()
-        self._looks_left -= 1
-        self.loop.call_soon(self._look)
-
     def _on_tun_gone(self) -> None:
         """Told by reading, and by netlink: libuv looks no more at a descriptor whose first error a read did not show."""
-        self.loop.remove_reader(self.tun.fd)
+        if self.reader is not None:
+            self.reader.close()
         self._fail(EngineFailed(f"the interface {self.tun.name} is gone: somebody deleted it"))
 
     def _fail(self, failure: EngineFailed | WorkerFailed) -> None:
