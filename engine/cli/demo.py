@@ -1,12 +1,15 @@
 """`engine demo`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from engine.cli.options import AsJson, Workers, cores, need_root
+from engine.cli.options import FAILED, AsJson, Workers, cores, fail, need_root
 
 __all__ = ["demo"]
+
+NAMESPACE = Path("/proc/self/ns/net")
 
 
 def demo(
@@ -17,6 +20,8 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Try the whole path on an embedded proxy in private namespaces; nothing of this machine is touched."""
+    if not NAMESPACE.exists():
+        fail(FAILED, "engine demo needs network namespaces, which Linux alone has: try `engine start` itself")
     from engine.demo.run import run_demo
 
     need_root("engine demo", "makes network namespaces and a tun device")
