@@ -15,6 +15,7 @@ from engine.cli.importing import import_file
 from engine.cli.repair import repair
 from engine.cli.run import run
 from engine.cli.running import reload, status, stop
+from engine.cli.service import service
 from engine.cli.start import start
 
 __all__ = ["main"]
@@ -31,6 +32,7 @@ for command in (start, stop, reload, status, check, explain, fetch, demo, repair
 # What follows the command belongs to the command: `engine run curl -v` is `engine run -- curl -v`.
 app.command(context_settings={"allow_interspersed_args": False})(run)
 app.command("import")(import_file)
+app.add_typer(service, name="service")
 
 
 def main() -> Any:

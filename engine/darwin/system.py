@@ -84,18 +84,19 @@ def interface_name(index: int) -> str:
 
 
 def route_socket() -> socket.socket:
-    """Return a routing socket, which may write if it was opened by root."""
-    return socket.socket(AF_ROUTE, socket.SOCK_RAW, 0)
-
-
-def monitor_socket() -> socket.socket:
-    """Return a routing socket that only listens: non-blocking, with room for a storm of messages."""
-    sock = route_socket()
-    sock.setblocking(False)
+    """Return a routing socket, which may write if it was opened by root, with room for a storm of messages."""
+    sock = socket.socket(AF_ROUTE, socket.SOCK_RAW, 0)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROUTE_BUFFER)
     except OSError:
-        pass  # more than kern.ipc.maxsockbuf; it is read often
+        pass  # more than kern.ipc.maxsockbuf
+    return sock
+
+
+def monitor_socket() -> socket.socket:
+    """Return a routing socket that only listens, and does not block."""
+    sock = route_socket()
+    sock.setblocking(False)
     return sock
 
 
@@ -107,12 +108,16 @@ def send_route(sock: socket.socket, message: bytes) -> None:
 def sysctl(*name: int) -> bytes:
     """sysctl(3) by number: a table, whole."""
     mib = (ctypes.c_int * len(name))(*name)
-    return _whole(lambda buffer, size: _libc().sysctl(mib, len(name), buffer, ctypes.byref(size), None, 0))
+    return _whole(
+        lambda buffer, size: _libc().sysctl(mib, len(name), buffer, ctypes.byref(size), None, ctypes.c_size_t(0))
+    )
 
 
 def sysctl_by_name(name: str) -> bytes:
     """sysctlbyname(3)."""
-    return _whole(lambda buffer, size: _libc().sysctlbyname(name.encode(), buffer, ctypes.byref(size), None, 0))
+    return _whole(
+        lambda buffer, size: _libc().sysctlbyname(name.encode(), buffer, ctypes.byref(size), None, ctypes.c_size_t(0))
+    )
 
 
 def _whole(read: Callable[[Any, Any], int]) -> bytes:

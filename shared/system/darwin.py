@@ -1,6 +1,7 @@
 """macOS: POSIX shared memory, pipes, stream sockets, kqueue. See shared/system/linux.py for the contracts."""
 
 import _posixshmem  # of the standard library: what multiprocessing.shared_memory is made of
+import ctypes
 import errno
 import os
 import secrets
@@ -32,7 +33,7 @@ __all__ = [
 SOCKET_BUFFER = 256 * 1024
 """Bytes that wait on a message socket; the default of 8 KiB is less than one message."""
 IP_BOUND_IF, IPV6_BOUND_IF = 25, 125  # netinet/in.h, netinet6/in6.h
-FILES_MAX = 10240  # OPEN_MAX, sys/syslimits.h: setrlimit refuses more where the kernel allows less than the hard limit
+OPEN_MAX = 10240  # sys/syslimits.h: what every kernel lets a process have
 
 
 def create_memory(name: str, size: int) -> int:
@@ -167,7 +168,20 @@ def drop_privileges(uid: int | None, *, keep: Collection[int] = ()) -> None:
 
 def file_limit(hard: int) -> int:
     """See linux. The hard limit is often infinite, which is more than the kernel lets anybody have."""
-    return min(hard, FILES_MAX) if hard >= 0 else FILES_MAX
+    most = _files_per_process()
+    return min(hard, most) if hard >= 0 else most
+
+
+def _files_per_process() -> int:
+    """kern.maxfilesperproc, beyond which setrlimit says EINVAL."""
+    value = ctypes.c_int(0)
+    size = ctypes.c_size_t(ctypes.sizeof(value))
+    try:
+        answer = ctypes.CDLL(None).sysctlbyname
+    except AttributeError:
+        return OPEN_MAX
+    failed = answer(b"kern.maxfilesperproc", ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0))
+    return OPEN_MAX if failed else value.value
 
 
 def user_exists(uid: int) -> bool:
