@@ -6,8 +6,9 @@ from engine.netconf import front
 from engine.netconf.plan import NetworkPlan
 from engine.tun import TunDevice
 from engine.users import WORKER_UID
+from shared.config import HijackDns, Logical
 
-__all__ = ["FWMARK", "network_plan"]
+__all__ = ["FWMARK", "answers_every_server", "network_plan"]
 
 FWMARK = 0x74756E
 """Mark of our sockets where the workers cannot change their user."""
@@ -27,6 +28,7 @@ def network_plan(config: EngineConfig, tun: TunDevice) -> NetworkPlan:
         own_uid=WORKER_UID,
         own_mark=FWMARK,
         kill_switch=config.kill_switch,
+        captures_dns=answers_every_server(config),
         strict=options.strict_route,
         include_uid=options.include_uid,
         exclude_uid=options.exclude_uid,
@@ -36,3 +38,13 @@ def network_plan(config: EngineConfig, tun: TunDevice) -> NetworkPlan:
         priority=options.priority,
     )
     return plan
+
+
+def answers_every_server(config: EngineConfig) -> bool:
+    """Whether a rule gives DNS to us that is sent to other servers than the tun's own address."""
+    own = set(config.tun.dns_addresses)
+    return any(
+        isinstance(rule.action, HijackDns)
+        and (isinstance(rule.match, Logical) or not rule.match.ip_cidr or not own.issuperset(rule.match.ip_cidr))
+        for rule in config.policy.route.rules
+    )
