@@ -26,6 +26,7 @@ __all__ = [
     "Counters",
     "Histogram",
     "OutboundCell",
+    "UdpState",
     "cells_used",
     "end_gauges",
     "observe",
@@ -169,9 +170,21 @@ class OutboundCell(IntEnum):
     FAILED_AT = 9
     """Monotonic milliseconds of the last attempt that showed that it does not."""
     UDP = 10
-    """Of a proxy: 0 not known, 1 it relays no UDP, 2 it opens associations, 3 an answer has come through one."""
+    """Of a proxy: a UdpState."""
     CONNECT = 16
     """Histogram: seconds that a TCP connection took to be made."""
+
+
+class UdpState(IntEnum):
+    """What is known of the UDP of a proxy."""
+
+    UNKNOWN = 0
+    NONE = 1
+    """It relays none."""
+    UNVERIFIED = 2
+    """It opens associations."""
+    WORKS = 3
+    """An answer has come through one."""
 
 
 GAUGES = (Cell.TCP_ACTIVE, Cell.UDP_ACTIVE, Cell.TCP_HALF_OPEN, Cell.BUFFER_BYTES, Cell.DNS_WAITING)

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from engine.http.health import outbound_states, problems
 from engine.http.state import ENGINE
 from engine.requests import Measure, Measurement
-from shared.metrics import BOUNDS, DROPS, OUTBOUNDS_MAX, Cell, Histogram, OutboundCell, outbound_at
+from shared.metrics import BOUNDS, DROPS, OUTBOUNDS_MAX, Cell, Histogram, OutboundCell, UdpState, outbound_at
 
 __all__ = ["MetricsOf", "metrics"]
 
@@ -32,6 +32,13 @@ _WORKER_COUNTERS = {
     Cell.ICMP_ERRORS_SENT: ("icmp_errors_sent", "ICMP errors sent to applications."),
     Cell.UDP_REFUSED: ("udp_refused", "Datagrams answered with ICMP port unreachable."),
     Cell.CONNECT_FAILED: ("connects_failed", "Flows for which no connection could be made."),
+    Cell.DNS_QUERIES: ("dns_queries", "Questions of programs that the DNS service took in."),
+    Cell.DNS_CACHE_HITS: ("dns_cache_hits", "Of these, those answered out of the cache."),
+    Cell.DNS_STALE_HITS: ("dns_stale_hits", "Those answered with a stale answer while a fresh one is fetched."),
+    Cell.DNS_UPSTREAM: ("dns_upstream_queries", "Questions that a DNS server was asked."),
+    Cell.DNS_FAILED: ("dns_failures", "Of these, those without an answer, or answered SERVFAIL or REFUSED."),
+    Cell.DNS_JOINED: ("dns_joined", "Questions that waited for the answer to an equal one."),
+    Cell.DNS_TRUNCATED: ("dns_truncated", "Answers that were too long for UDP."),
     Cell.CALLBACK_ERRORS: ("defects", "Errors in the engine's own code; each has a traceback in the log."),
 }
 _MASTER_COUNTERS = {
@@ -205,7 +212,19 @@ class MetricsOf(Collector):
             connect.add_metric((tag,), *self._histogram(self._workers, at + OutboundCell.CONNECT))
         for tag, works in outbound_states(self._measurement).items():
             up.add_metric((tag,), works)
-        yield from (opened, active, size, failures, connect, up)
+        yield from (opened, active, size, failures, connect, up, self._udp())
+
+    def _udp(self) -> Metric:
+        udp = GaugeMetricFamily(
+            "tunloom_outbound_udp",
+            "1 when the proxy relays UDP, 0 when it does not; absent until it is known.",
+            labels=("outbound",),
+        )
+        for tag, at in self._outbounds:
+            states = {row[at + OutboundCell.UDP] for row in self._workers} - {UdpState.UNKNOWN}
+            if states:
+                udp.add_metric((tag,), UdpState.NONE not in states)
+        return udp
 
     def _inner_life(self) -> Iterator[Metric]:
         dns = HistogramMetricFamily(
@@ -213,6 +232,12 @@ class MetricsOf(Collector):
         )
         dns.add_metric((), *self._histogram(self._workers, Histogram.DNS))
         yield dns
+        pending = GaugeMetricFamily(
+            "tunloom_dns_waiting", "Questions that a server has been asked now.", labels=("worker",)
+        )
+        for index, row in enumerate(self._workers):
+            pending.add_metric((str(index),), row[Cell.DNS_WAITING])
+        yield pending
         lag = HistogramMetricFamily(
             "tunloom_event_loop_lag_seconds", "How late timers fire: what ready work waits for.", labels=("worker",)
         )

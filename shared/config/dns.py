@@ -18,6 +18,8 @@ class DnsServer(msgspec.Struct, frozen=True, kw_only=True):
     proxy reaches, is replaced by `server`."""
     server: str = ""
     """Address or name."""
+    others: tuple[str, ...] = ()
+    """Kind addressee: addresses that are asked when `server` does not answer."""
     port: int = 53
     addresses: tuple[str, ...] = ()
     """Of a `server` that is a name, resolved by the master; empty for an address."""

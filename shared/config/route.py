@@ -23,6 +23,7 @@ __all__ = [
     "RuleSet",
     "Sniff",
     "Strategy",
+    "set_fields",
 ]
 
 Strategy = Literal["prefer_ipv4", "prefer_ipv6", "ipv4_only", "ipv6_only"]
@@ -67,6 +68,11 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, tag="default", omit_defau
     outbound: tuple[str, ...] = ()
     """DNS rules only: the question is about the server of one of these outbounds; `any`."""
     invert: bool = False
+
+
+def set_fields(match: Match) -> set[str]:
+    """Return the names of the conditions that a Match has."""
+    return {field.name for field in msgspec.structs.fields(match) if getattr(match, field.name) != field.default}
 
 
 class Logical(msgspec.Struct, frozen=True, kw_only=True, tag="logical", omit_defaults=True):

@@ -101,6 +101,11 @@ class Answer:
         answers, authorities, additional = self._counts
         return _pack(query.ident, flags, 1, answers, authorities, additional + query.edns) + query.question + tail + opt
 
+    def same_until(self, now: float) -> float:
+        """Return until when `render` gives the same: the next second of its age, or its end."""
+        next_second = self._stored_at + int(now - self._stored_at) + 1
+        return min(next_second, self.expires_at) if now < self.expires_at else now
+
     def _tail_at(self, now: float) -> bytes:
         """The records with the TTLs that are left; those of a second ago are not made twice."""
         if self.expires_at == math.inf:

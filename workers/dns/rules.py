@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 
 import dns.exception
 import dns.rcode
-import msgspec
 
-from shared.config import DnsConfig, DnsRule, DnsServer, Logical, Match, RuleSet, Strategy
+from shared.config import DnsConfig, DnsRule, DnsServer, Logical, Match, RuleSet, Strategy, set_fields
 from shared.rules.flow import Ends, Flow
 from shared.rules.matcher import Compiler, NeedProcess
 from workers.dns.wire import Query, name_text
@@ -111,13 +110,10 @@ def _is_of_the_question(match: Match | Logical, rule_sets: dict[str, RuleSet]) -
     """Whether the question alone decides if `match` holds."""
     if isinstance(match, Logical):
         return all(_is_of_the_question(part, rule_sets) for part in match.rules)
-    used = {
-        field.name
-        for field in msgspec.structs.fields(match)
-        if getattr(match, field.name) != field.default and field.name not in _OF_THE_QUESTION
-    }
     sets = [rule_sets[tag] for tag in match.rule_set]
-    return not used and all(_is_of_the_question(rule, rule_sets) for each in sets for rule in each.rules)
+    if set_fields(match) - _OF_THE_QUESTION:
+        return False
+    return all(_is_of_the_question(rule, rule_sets) for each in sets for rule in each.rules)
 
 
 def flow_of(query: Query, asker: Ends | None, outbound: str | None = None) -> Flow:

@@ -156,6 +156,11 @@ class WorkerDns:
         assert self._service is not None, "a policy is loaded before packets flow"
         self._service.ask(query, ends, respond)
 
+    def answer_at_once(self, query: bytes, destination: bytes, now: float) -> bytes | None:
+        """Return the answer to a message over UDP when it is known; None: it is to be given to `ask`."""
+        assert self._service is not None, "a policy is loaded before packets flow"
+        return self._service.answer_at_once(query, destination, now)
+
     async def look_up(self, name: str, how: Resolve) -> Sequence[bytes]:
         """Return the packed addresses of `name`, best first; `how` as a rule says. Raises UpstreamError."""
         assert self._service is not None, "a policy is loaded before packets flow"

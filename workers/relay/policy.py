@@ -38,6 +38,11 @@ class PolicyInForce:
         assert self._router is not None, "a policy is loaded before packets flow"
         return self._router.final
 
+    def hijacks(self, destination: bytes, port: int) -> bool:
+        """Whether datagrams to this destination are for the DNS service, whoever sends them."""
+        assert self._router is not None, "a policy is loaded before packets flow"
+        return self._router.hijacks(destination, port)
+
     def begin(self, ends: Ends) -> FlowFacts:
         """Return what is known of a new flow, its decision not yet made."""
         assert self._router is not None, "a policy is loaded before packets flow"

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shared.config import HijackDns, Policy, Reject, Resolve, Route, RouteOptions, Rule, Sniff
+from shared.config import HijackDns, Logical, Policy, Reject, Resolve, Route, RouteOptions, Rule, Sniff, set_fields
 from shared.rules.flow import Ends, Flow
 from shared.rules.matcher import NeedProcess, Rules
 from workers.sniff import Sniffed
@@ -21,6 +21,11 @@ __all__ = ["LOST", "OWN_FLOW", "SERVER_SPEAKS_FIRST", "Ask", "Decision", "Router
 REJECTS_MAX = 50
 REJECTS_WITHIN = 30.0
 """So many flows a rule rejects within so many seconds; the next are dropped in silence (as sing-box, unless `no_drop`)."""
+
+DESTINATIONS_MAX = 4096
+"""Destinations of which it is remembered whether they are for the DNS service; then they are found out anew."""
+
+_OF_THE_DESTINATION = frozenset(("network", "port", "port_range", "ip_cidr", "ip_is_private", "ip_version", "inbound"))
 
 SERVER_SPEAKS_FIRST = frozenset((25, 110, 143, 465, 587, 993, 995))
 """TCP ports of mail, where a client says nothing until it was greeted: not sniffed, as in sing-box."""
@@ -59,11 +64,32 @@ class Router:
         self._outbounds = outbounds
         self.final = outbounds[policy.route.final or policy.outbounds[0].tag]
         self.guards = policy.loop_guard
+        self._by_destination = 0 if self.guards else _rules_by_destination(policy)
+        self._hijacked: dict[tuple[bytes, int], bool] = {}
         self._rejected: dict[int, deque[float]] = {}
 
     def begin(self, flow: Flow) -> "Decision":
         """Return the decision about a new flow."""
         return Decision(self, flow)
+
+    def hijacks(self, destination: bytes, port: int) -> bool:
+        """Whether datagrams to this destination are for the DNS service, whoever sends them; False: not always, at least.
+
+        Remembered, so that a question from a port of its own, as most are, is not decided as a flow of its own.
+        """
+        found = self._hijacked.get((destination, port))
+        if found is None:
+            if len(self._hijacked) >= DESTINATIONS_MAX:
+                self._hijacked.clear()
+            flow = Flow(network="udp", source=b"", source_port=0, destination=destination, destination_port=port)
+            step = self.rules.match(flow) if self._by_destination else None
+            found = self._hijacked[destination, port] = (
+                step is not None
+                and not isinstance(step, NeedProcess)
+                and step.index < self._by_destination
+                and isinstance(step.rule.action, HijackDns)
+            )
+        return found
 
     def outbound(self, tag: str) -> Outbound:
         """Return an outbound that a rule names."""
@@ -76,6 +102,16 @@ class Router:
         times = self._rejected.setdefault(index, deque(maxlen=REJECTS_MAX + 1))
         times.append(now)
         return _DROP if len(times) > REJECTS_MAX and now - times[0] <= REJECTS_WITHIN else reject
+
+
+def _rules_by_destination(policy: Policy) -> int:
+    """Return how many of the first rules look at nothing but where a flow goes to."""
+    count = 0
+    for rule in policy.route.rules:
+        if isinstance(rule.match, Logical) or set_fields(rule.match) - _OF_THE_DESTINATION:
+            break
+        count += 1
+    return count
 
 
 class Decision:

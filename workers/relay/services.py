@@ -24,6 +24,9 @@ class DnsService(Protocol):
         `ends` tells who asks whom, and over what: a message over TCP comes without its length.
         """
 
+    def answer_at_once(self, query: bytes, destination: bytes, now: float) -> bytes | None:
+        """Return the answer to a message over UDP to a packed address when it is known; None: it is to be given to `ask`."""
+
     async def look_up(self, name: str, how: Resolve) -> Sequence[bytes]:
         """Return the packed addresses of `name`, best first; `how` as a rule says. Raises UpstreamError."""
 

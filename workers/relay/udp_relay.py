@@ -30,6 +30,7 @@ __all__ = ["UdpRelay"]
 
 log = logging.getLogger(__name__)
 
+DNS_PORT = 53
 SWEEPS_PER_TIMEOUT = 8
 """Sweeps in one idle timeout: an endpoint lives up to an eighth longer than it should."""
 SWEEP_INTERVAL_MAX = 5.0  # seconds: rules and protocols may ask for less than the usual timeout
@@ -73,6 +74,9 @@ class UdpRelay:
         payload: memoryview,
     ) -> None:
         """Stack: a datagram of the application."""
+        if destination_port == DNS_PORT and self._policy.hijacks(destination, DNS_PORT):
+            self._ask(version, source, source_port, destination, payload)
+            return
         flow = self.flows.get((source, source_port))
         if flow is not None:
             target = flow.targets.get((destination, destination_port))
@@ -82,6 +86,17 @@ class UdpRelay:
                 target.send(payload)
                 return
         self._begin(flow, Ends("udp", source, source_port, destination, destination_port), payload)
+
+    def _ask(self, version: int, source: bytes, source_port: int, destination: bytes, payload: memoryview) -> None:
+        """A question for the DNS service: nothing of it is kept here."""
+        query = bytes(payload)
+        stack, dns = self.stack, self._policy.dns
+        answer = dns.answer_at_once(query, destination, stack.now)
+        if answer is not None:
+            stack.send_datagram(version, destination, DNS_PORT, source, source_port, answer)
+            return
+        ends = Ends("udp", source, source_port, destination, DNS_PORT)
+        dns.ask(query, ends, _Answer(self, ends))
 
     def refuse(self, source: Endpoint, destination: Endpoint, payload: bytes | memoryview) -> None:
         """Answer one datagram with ICMP port unreachable, and count it.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from shared.config import ProxyOutbound
-from shared.metrics import Counters, OutboundCell
+from shared.metrics import Counters, OutboundCell, UdpState
 from workers.upstream import Leg, LegOwner, ProxyFailed, Trail, UdpUnsupported, UpstreamError, WrongNetwork
 from workers.upstream.egress import Egress
 from workers.upstream.health import Health
@@ -131,8 +131,8 @@ class ProxyUpstream:
     def _tell_support(self, supported: bool, reason: str) -> None:
         if (supported, reason) != self._udp_told:
             self._udp_told = supported, reason
-            state = (3 if not reason else 2) if supported else 1
-            self._counters[self.cells + OutboundCell.UDP] = state
+            works = UdpState.UNVERIFIED if reason else UdpState.WORKS
+            self._counters[self.cells + OutboundCell.UDP] = works if supported else UdpState.NONE
             self._on_udp_support(self.tag, supported, reason)
 
     def close(self) -> None:

@@ -31,8 +31,8 @@ from shared.config import DnsConfig, DnsRule, DnsServer
 
 __all__ = ["build_dns", "default_dns"]
 
-PUBLIC_SERVER = "1.1.1.1"
-"""Asked through the proxy in place of a server of the LAN, which no proxy reaches."""
+PUBLIC_SERVERS = ("1.1.1.1", "8.8.8.8")
+"""Asked through the proxy, one after the other, in place of a server of the LAN, which no proxy reaches."""
 CACHE_MIN = 1024
 """Answers; less than this sing-box takes for unset, too."""
 RCODES = ("NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED")
@@ -41,7 +41,8 @@ RCODES = ("NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED")
 def default_dns(detour: str | None) -> DnsConfig:
     """Return the service of an engine whose file has no section `dns`: each question goes to the server that the program
     has asked, through `detour`."""
-    server = DnsServer(tag="addressee", kind="addressee", server=PUBLIC_SERVER, detour=detour)
+    first, *others = PUBLIC_SERVERS
+    server = DnsServer(tag="addressee", kind="addressee", server=first, others=tuple(others), detour=detour)
     return DnsConfig(servers=(server,))
 
 

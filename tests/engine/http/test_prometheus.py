@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from engine.http.prometheus import MetricsOf
-from shared.metrics import CELLS, OUTBOUNDS_MAX, Cell, Histogram, OutboundCell, observe, outbound_at
+from shared.metrics import CELLS, OUTBOUNDS_MAX, Cell, Histogram, OutboundCell, UdpState, observe, outbound_at
 from tests.engine.http.measurement import Rows
 
 Labels = frozenset[tuple[str, str]]
@@ -108,6 +108,33 @@ def test_outbound_is_up_or_down_once_a_flow_has_tried_it() -> None:
     assert found[at("outbound_up", outbound="good")] == 1
     assert found[at("outbound_up", outbound="bad")] == 0
     assert at("outbound_up", outbound="never tried") not in found
+
+
+@pytest.mark.parametrize(
+    ("states", "told"),
+    [
+        ((UdpState.UNKNOWN, UdpState.UNKNOWN), None),
+        ((UdpState.UNVERIFIED, UdpState.UNKNOWN), 1),
+        ((UdpState.WORKS, UdpState.UNVERIFIED), 1),
+        ((UdpState.WORKS, UdpState.NONE), 0),
+    ],
+)
+def test_udp_of_a_proxy_once_it_is_known(states: tuple[UdpState, UdpState], told: int | None) -> None:
+    rows = Rows()
+    for row, state in zip(rows.rows, states, strict=False):
+        row[outbound_at(0) + OutboundCell.UDP] = state
+    assert samples(rows, "proxy").get(at("outbound_udp", outbound="proxy")) == told
+
+
+def test_dns_is_counted_by_worker() -> None:
+    rows = Rows()
+    rows.rows[1][Cell.DNS_QUERIES] = 7
+    rows.rows[1][Cell.DNS_CACHE_HITS], rows.rows[1][Cell.DNS_STALE_HITS] = 4, 1
+    found = samples(rows, "proxy")
+    assert found[at("dns_queries_total", worker="1")] == 7
+    assert found[at("dns_cache_hits_total", worker="1")] == 4
+    assert found[at("dns_stale_hits_total", worker="1")] == 1
+    assert found[at("dns_queries_total", worker="0")] == 0
 
 
 def test_outbounds_that_are_too_many_are_counted_together() -> None:

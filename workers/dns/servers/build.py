@@ -115,11 +115,12 @@ class _Builder:
     def addressees(self, server: DnsServer) -> AddresseeServers:
         """The servers that programs ask."""
         make = partial(self._udp, self._outbound(server), DNS_PORT)
-        return AddresseeServers(self._any_of(server, partial(self._udp, self._outbound(server), server.port)), make)
+        defaults = [self._udp(self._outbound(server), server.port, host) for host in (server.server, *server.others)]
+        return AddresseeServers(FailoverServer(defaults, patience=PATIENCE), make)
 
     def _any_of(self, server: DnsServer, make: Callable[[str], Server]) -> Server:
         """The server at the first of its addresses that works."""
-        resolves = self._outbound(server).kind in RESOLVES_NAMES and server.kind != "addressee"
+        resolves = self._outbound(server).kind in RESOLVES_NAMES
         hosts = (server.server,) if resolves or not server.addresses else server.addresses
         made = [make(host) for host in hosts]
         return made[0] if len(made) == 1 else FailoverServer(made, patience=PATIENCE)
