@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from engine.config.dialect import Array, Object
+from engine.config.importers.clash_providers import import_providers
 from engine.config.importers.clash_rules import import_rules, name_condition
 from engine.config.importers.draft import FAKEIP_TUN_ADDRESS, Draft
 from engine.config.importers.tree import each, text_of, whole_number
@@ -56,7 +57,7 @@ def import_clash(tree: Object, draft: Draft) -> None:
         if tree.get("rules"):
             draft.leave(tree.key_at["rules"], f"the rules are not carried over: the mode is {mode}")
     else:
-        import_rules(tree, draft)
+        import_rules(tree, draft, import_providers(tree, draft))
     for key in tree:
         if key in _CORE and tree[key]:
             draft.leave(tree.key_at[key], f'"{key}" is not carried over: it belongs to Clash itself')

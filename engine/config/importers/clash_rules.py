@@ -11,7 +11,7 @@ from engine.config.importers.draft import Draft, Target
 from engine.config.importers.tree import each, whole_number
 from shared.rules.regex import compile_regex
 
-__all__ = ["import_rules", "name_condition"]
+__all__ = ["NotCarried", "conditions_of", "import_rules", "name_condition", "prefix_of"]
 
 _TARGETS: dict[str, Target] = {"direct": "direct", "reject": "reject", "reject-drop": "drop"}
 _LAST_IS_TARGET = {"NOT", "OR", "AND", "SUB-RULE", "DOMAIN-REGEX", "PROCESS-NAME-REGEX", "PROCESS-PATH-REGEX"}
@@ -30,12 +30,12 @@ _LAN = (
 )
 
 
-class _NotCarried(Exception):
+class NotCarried(Exception):
     """A rule that cannot be carried over; the text says why."""
 
 
-def import_rules(tree: Object, draft: Draft) -> None:
-    """Carry the rules over, in their order."""
+def import_rules(tree: Object, draft: Draft, sets: set[str]) -> None:
+    """Carry the rules over, in their order. `sets`: providers that have become rule-sets."""
     end: Target = "direct"  # as Clash does without MATCH
     end_at = tree.key_at.get("rules", tree.at)
     for item, at in each(tree, "rules", split=False):
@@ -50,8 +50,12 @@ def import_rules(tree: Object, draft: Draft) -> None:
             continue
         payload, target, parameters = _split(kind, fields)
         try:
-            conditions = _conditions(kind, payload, parameters)
-        except _NotCarried as error:
+            if kind == "RULE-SET" and payload in sets:
+                source = {"rule_set_ip_cidr_match_source": True} if "src" in parameters else {}
+                conditions = {"rule_set": [payload], **source}
+            else:
+                conditions = conditions_of(kind, payload, parameters)
+        except NotCarried as error:
             draft.gap(_target(target), at, str(error))
             continue
         draft.rule(conditions, _target(target), at, always=_is_lan(conditions))
@@ -78,8 +82,8 @@ def _is_lan(conditions: dict[str, Any]) -> bool:
     return all(any(p.version == q.version and p.subnet_of(q) for q in lan) for p in prefixes)  # type: ignore[arg-type]
 
 
-def _conditions(kind: str, payload: str, parameters: set[str]) -> dict[str, Any]:
-    """Return conditions of ours. Raises _NotCarried."""
+def conditions_of(kind: str, payload: str, parameters: set[str]) -> dict[str, Any]:
+    """Return conditions of ours. Raises NotCarried."""
     source = "src" in parameters or kind.startswith("SRC-")
     match kind:
         case "DOMAIN":
@@ -93,7 +97,7 @@ def _conditions(kind: str, payload: str, parameters: set[str]) -> dict[str, Any]
         case "DOMAIN-WILDCARD":
             return {"domain_regex": [_wildcard(payload.lower())]}
         case "IP-CIDR" | "IP-CIDR6" | "SRC-IP-CIDR" | "SOURCE-IP-CIDR":
-            return {"source_ip_cidr" if source or kind == "SOURCE-IP-CIDR" else "ip_cidr": [_prefix(payload)]}
+            return {"source_ip_cidr" if source or kind == "SOURCE-IP-CIDR" else "ip_cidr": [prefix_of(payload)]}
         case "GEOIP" | "SRC-GEOIP" if payload.lower() in _PRIVATE_CODES:
             return {"source_ip_is_private" if source else "ip_is_private": True}
         case "DST-PORT" | "SRC-PORT":
@@ -114,25 +118,25 @@ def _conditions(kind: str, payload: str, parameters: set[str]) -> dict[str, Any]
             return {"user_id": [int(payload)]}
         case "AND" | "OR" | "NOT":
             return _logical(kind, payload)
-    raise _NotCarried(f"{kind},{payload}")
+    raise NotCarried(f"{kind},{payload}")
 
 
 def _logical(kind: str, payload: str) -> dict[str, Any]:
     """Read `((DOMAIN,a.b),(NETWORK,UDP))`."""
     inner = payload.strip()
     if not (inner.startswith("(") and inner.endswith(")")):
-        raise _NotCarried(f"{kind},{payload}")
+        raise NotCarried(f"{kind},{payload}")
     rules = []
     for part in _parts(inner[1:-1]):
         fields = [field.strip() for field in part.split(",")]
         sub_kind = fields[0].upper()
         if len(fields) < 2:
-            raise _NotCarried(f"{kind},{payload}")
+            raise NotCarried(f"{kind},{payload}")
         whole = sub_kind in _LAST_IS_TARGET
         parameters = set() if whole else {field.lower() for field in fields[2:]}
-        rules.append(_conditions(sub_kind, ",".join(fields[1:]) if whole else fields[1], parameters))
+        rules.append(conditions_of(sub_kind, ",".join(fields[1:]) if whole else fields[1], parameters))
     if not rules or (kind == "NOT" and len(rules) != 1):
-        raise _NotCarried(f"{kind},{payload}")
+        raise NotCarried(f"{kind},{payload}")
     if kind == "NOT":
         return {"type": "logical", "mode": "or", "rules": rules, "invert": True}
     return {"type": "logical", "mode": kind.lower(), "rules": rules}
@@ -151,17 +155,18 @@ def _parts(text: str) -> list[str]:
             if depth == 0:
                 parts.append(text[start:index])
         if depth < 0:
-            raise _NotCarried(text)
+            raise NotCarried(text)
     if depth:
-        raise _NotCarried(text)
+        raise NotCarried(text)
     return parts
 
 
-def _prefix(text: str) -> str:
+def prefix_of(text: str) -> str:
+    """Return a prefix as it stands in our rules. Raises NotCarried."""
     try:
         return str(ip_network(text, strict=False))
     except ValueError:
-        raise _NotCarried(f"{text!r}, which is no prefix") from None
+        raise NotCarried(f"{text!r}, which is no prefix") from None
 
 
 def _ports(payload: str, name: str) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def _ports(payload: str, name: str) -> dict[str, Any]:
         first, dash, last = part.strip().partition("-")
         low, high = whole_number(first), whole_number(last) if dash else whole_number(first)
         if low is None or high is None or not 0 <= low <= high <= 65535:
-            raise _NotCarried(f"the port {part!r}")
+            raise NotCarried(f"the port {part!r}")
         if dash:
             ranges.append(f"{low}:{high}")
         else:
@@ -182,7 +187,7 @@ def _regex(text: str) -> str:
     try:
         compile_regex(text)
     except ValueError as error:
-        raise _NotCarried(str(error)) from None
+        raise NotCarried(str(error)) from None
     return text
 
 

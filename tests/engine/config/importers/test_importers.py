@@ -327,3 +327,34 @@ def test_files_of_debians_package(path: Path) -> None:
         "server_port": 1080,
     }
     loaded(result)
+
+
+PROVIDERS = """
+mixed-port: 7890
+rule-providers:
+  names: {type: file, behavior: domain, path: names.yaml}
+  nets: {type: http, behavior: ipcidr, format: text, path: nets.txt, url: "https://a.example/nets"}
+  own: {type: inline, behavior: classical, payload: ["DOMAIN-KEYWORD,abc", "DST-PORT,8443"]}
+  geo: {type: inline, behavior: classical, payload: ["GEOIP,CN"]}
+  gone: {type: http, behavior: domain, path: gone.yaml, url: "https://a.example/x"}
+  bin: {type: file, behavior: domain, format: mrs, path: x.mrs}
+rules:
+  - RULE-SET,names,DIRECT
+  - RULE-SET,nets,REJECT,no-resolve
+  - RULE-SET,own,DIRECT
+  - RULE-SET,geo,DIRECT
+  - MATCH,Proxy
+"""
+
+
+def test_rule_providers_that_can_be_read_become_rule_sets(tmp_path: Path) -> None:
+    (tmp_path / "names.yaml").write_text("payload:\n  - '+.lan.example'\n  - one.example\n")
+    (tmp_path / "nets.txt").write_text("# nets\n198.51.100.0/24\n2001:db8::/32\n")
+    result = import_text("clash", PROVIDERS, str(tmp_path / "c.yaml"))
+    config = loaded(result)
+    assert {rule_set.tag for rule_set in config.policy.route.rule_sets} == {"names", "nets", "own"}
+    assert leads(config, "a.lan.example") == leads(config, "8.8.8.8", 8443) == "direct"
+    assert leads(config, "198.51.100.7") == "reject" and leads(config, "8.8.8.8") == "proxy"
+    told = left(result)
+    assert "it has 'GEOIP,CN'" in told[7] and "cannot be read" in told[8] and ".mrs" in told[9]
+    assert told[14] == "RULE-SET,geo: left to the local proxy"
