@@ -5,7 +5,7 @@ The workers' ends of the rings are held by the test: `Workers` pulls what was di
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -292,6 +292,23 @@ def test_packets_read_before_the_tun_failed_are_dispatched_and_counted() -> None
                 made.ingress.read_batch()
         assert rung(made) == [1]
         assert len(made.receive()) == made.row[Cell.PACKETS_IN] == 1
+
+
+def test_packets_that_the_reader_keeps_do_not_wait_for_the_next_batch() -> None:
+    """They are no longer the kernel's, so the tun would not become readable for them (recvmsg_x of macOS)."""
+    with bed(workers=1, ring_entries=256) as made:
+        kept = [VIRTIO_NONE + tcp(A4, port, B4, 2) for port in range(1, BATCH + 21)]
+
+        def read(fd: int, targets: Sequence[memoryview]) -> int:
+            packet = kept.pop(0)
+            targets[0][: len(packet)] = packet
+            return len(packet)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(made.ingress, "_read", read)
+            patch.setattr(made.ingress, "_kept", lambda: len(kept))
+            made.ingress.read_batch()
+        assert (len(kept), made.row[Cell.PACKETS_IN]) == (0, BATCH + 20)
 
 
 # full rings, empty pool

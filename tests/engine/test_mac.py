@@ -142,8 +142,13 @@ def exchange(wire: socket.socket, peer: TcpPeer, done: str) -> None:
             peer.receive(bytes(10) + packet[4:], monotonic())
 
 
-def test_start_and_stop_are_exactly_these_calls(mac: Mac) -> None:
-    with mac.engine(f"socks5://{REMOTE}:1080", "--interface", "utun8", "--mtu", "9000") as engine:
+def test_start_and_stop_are_exactly_these_calls(mac: Mac, tmp_path: Path) -> None:
+    config = tmp_path / "engine.json"
+    inbound = {"type": "tun", "auto_route": True, "address": list(ADDRESSES)}
+    whole = {"inbounds": [inbound], "outbounds": [{"type": "direct"}], "engine": {"hijack_dns": False}}
+    config.write_text(json.dumps(whole))
+    options = ("-c", str(config), "--interface", "utun8", "--mtu", "9000")
+    with mac.engine(f"socks5://{REMOTE}:1080", *options) as engine:
         started = mac.kernel.log[:]
         assert [call for call in started if call[0] != "send_route" and call[0] != "bind_to_interface"] == [
             ("ioctl", "0xc0644e03", (bytes(4) + b"com.apple.net.utun_control".ljust(96, b"\0")).hex()),
