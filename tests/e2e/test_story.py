@@ -133,11 +133,11 @@ def name_server(internet: Namespace) -> Iterator[None]:
 
 @contextmanager
 def resolver(client: Namespace) -> Iterator[None]:
-    """Programs ask a public server, as they were told."""
+    """Programs ask the router of the LAN, as DHCP told them; nothing answers there."""
     directory = Path("/etc/netns") / client.name
     directory.mkdir(parents=True)
     try:
-        (directory / "resolv.conf").write_text(f"nameserver {NAME_SERVER}\noptions timeout:3 attempts:1\n")
+        (directory / "resolv.conf").write_text(f"nameserver {PROXY_V4}\noptions timeout:3 attempts:1\n")
         yield
     finally:
         shutil.rmtree(directory)
