@@ -24,7 +24,7 @@ from engine.darwin.interface import SIOCAIFADDR, SIOCAIFADDR_IN6, SIOCSIFMTU, en
 from engine.darwin.route import RTM_ADD, RTM_DELETE
 from engine.demo.service import Service
 from engine.requests import Status
-from tests.engine.netconf.test_darwin import EIGHT, EIGHT6, routes, sent
+from tests.engine.netconf.test_darwin import EIGHT, EIGHT6, FLUSH, routes, sent
 from tests.support.darwin.kernel import Kernel
 from tests.support.darwin.mac import SITE, serve
 from tests.support.netns import wait_until
@@ -228,6 +228,20 @@ def test_another_network_re_points_the_host_route_of_the_proxy(mac: Mac) -> None
         ]
         mac.kernel.set_default("192.168.1.1", "en0")
         engine.stop()
+    assert mac.kernel.leftovers() == mac.before
+
+
+def test_network_services_ask_the_engine_for_names_while_it_runs(mac: Mac) -> None:
+    own = ("198.18.0.2", "fdfe:dcba:9876::2")
+    with mac.engine(f"socks5://{REMOTE}:1080") as engine:
+        assert mac.kernel.services == {"Wi-Fi": ("en0", own), "USB LAN": ("en7", own)}
+        mac.kernel.log.clear()
+        engine.stop()
+    assert [call for call in mac.kernel.log if call[0] == "run"] == [
+        ("run", "/usr/sbin/networksetup", "-setdnsservers", "USB LAN", "192.0.2.53"),
+        ("run", "/usr/sbin/networksetup", "-setdnsservers", "Wi-Fi", "Empty"),
+        *FLUSH,
+    ]
     assert mac.kernel.leftovers() == mac.before
 
 
