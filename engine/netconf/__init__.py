@@ -22,6 +22,7 @@ bypass    lets single hosts leave beside the tun, at any time
 guardian  restores the network when the master is gone
 keeper    keeps one guardian alive
 watch     tells when somebody sets the tun down, and up again
+survey    what others have made, for `engine doctor`
 network   the master's front: `Network`; `repair_network` for `engine repair`
 """
 

@@ -65,8 +65,8 @@ _decode = msgspec.json.Decoder(Entry).decode
 
 
 def has_journal(run_dir: Path) -> bool:
-    """Whether there is anything to undo."""
-    return (run_dir / JOURNAL_NAME).exists()
+    """Whether there is anything to undo, as far as we may see."""
+    return os.path.exists(run_dir / JOURNAL_NAME)  # Path.exists raises PermissionError
 
 
 @contextmanager

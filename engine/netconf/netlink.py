@@ -1,6 +1,6 @@
 """The Linux kernel's side of one change: how it is made, how it is taken back, how it is read.
 
-Everything of pyroute2, and all its untyped messages, stays in this module.
+Everything of pyroute2, and all its untyped messages, stays in this module (and in survey.py, which only reads).
 """
 
 import errno
