@@ -36,7 +36,8 @@ class NotCarried(Exception):
 
 def import_rules(tree: Object, draft: Draft, sets: set[str]) -> None:
     """Carry the rules over, in their order. `sets`: providers that have become rule-sets."""
-    end: Target = "direct"  # as Clash does without MATCH
+    # Without MATCH Clash goes directly; without any rule they stand elsewhere (in a profile), and Clash decides.
+    end: Target = "direct" if tree.get("rules") else "proxy"
     end_at = tree.key_at.get("rules", tree.at)
     for item, at in each(tree, "rules", split=False):
         line = str(item).strip()

@@ -172,7 +172,7 @@ def test_clash_of_2019() -> None:
 @pytest.mark.parametrize(
     ("rules", "final"),
     [
-        ("[]", "direct"),
+        ("[]", "proxy"),
         ("['DOMAIN,a.example,Proxy']", "direct"),
         ("['MATCH,DIRECT']", "direct"),
         ("['MATCH,Proxy']", "proxy"),
