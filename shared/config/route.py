@@ -131,7 +131,9 @@ class RouteOptions(msgspec.Struct, frozen=True, kw_only=True, tag="route-options
     udp_timeout: float | None = None
     """Seconds without a datagram before the flow's mapping ends."""
     udp_disable_domain_unmapping: bool = False
+    """Of no meaning here: what comes from a tun is addressed by addresses."""
     udp_connect: bool = False
+    """The flow's datagrams have a mapping of their own, and only its destination may answer."""
 
 
 Action = Route | Reject | HijackDns | Sniff | Resolve | RouteOptions

@@ -55,6 +55,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """At least one; tags are unique, group members exist, groups hold no circle (engine/config checks it)."""
     route: RouteConfig = RouteConfig()
     dns: DnsConfig = DnsConfig()
+    inbound: str = "tun-in"
+    """Tag of the tun, as rules name it."""
     loop_guard: bool = False
     """The proxy runs on this machine: the master is asked whose each new flow is, and the proxy's own go out directly."""
     counted: tuple[str, ...] = ()

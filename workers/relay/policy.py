@@ -24,6 +24,7 @@ class PolicyInForce:
         self.dns = dns
         self._processes = processes
         self._router: Router | None = None
+        self._inbound = ""
         self._numbers = count(1)
 
     def load(self, policy: Policy, compiler: Compiler) -> None:
@@ -31,6 +32,7 @@ class PolicyInForce:
         rules = compiler.compile(policy.route.rules)
         self.outbounds.load(policy)
         self._router = Router(policy, rules, self.outbounds.by_tag)
+        self._inbound = policy.inbound
 
     @property
     def final(self) -> Outbound:
@@ -53,6 +55,7 @@ class PolicyInForce:
             source_port=ends.source_port,
             destination=b"" if is_fake else ends.destination,
             destination_port=ends.destination_port,
+            inbound=self._inbound,
             destination_name=name if is_fake else None,
             domain=None if is_fake else name,
         )

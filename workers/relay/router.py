@@ -119,10 +119,10 @@ class Decision:
 
     flow         what is known of it; rules' actions and whoever answers an Ask change it
     settled      the verdict, whatever the rules say
-    udp_timeout  what a rule has said
+    udp_timeout, udp_connect   what a rule has said
     """
 
-    __slots__ = ("_next", "_router", "flow", "settled", "udp_timeout")
+    __slots__ = ("_next", "_router", "flow", "settled", "udp_connect", "udp_timeout")
 
     def __init__(self, router: Router, flow: Flow) -> None:
         self._router = router
@@ -130,6 +130,7 @@ class Decision:
         self.flow = flow
         self.settled: Verdict | None = None
         self.udp_timeout: float | None = None
+        self.udp_connect = False
 
     def advance(self, now: float) -> Verdict | Ask:
         """Go on to the end, or to what must be known first."""
@@ -177,6 +178,7 @@ class Decision:
             flow.destination_port = options.override_port
         if options.udp_timeout is not None:
             self.udp_timeout = options.udp_timeout
+        self.udp_connect = self.udp_connect or options.udp_connect
 
     def note_sniffed(self, sniff: Sniff, result: Sniffed | None) -> None:
         """The first bytes have told this, or nothing."""
@@ -194,10 +196,12 @@ class Decision:
         """The process is the same as that of another flow."""
         self.flow.process, self.settled = other.flow.process, other.settled
 
-    def leads_elsewhere(self, ends: Ends) -> bool:
-        """Whether the outbound is to go anywhere but where the application's packets are addressed to."""
+    def stands_alone(self, ends: Ends) -> bool:
+        """Whether datagrams have a leg of their own: they go elsewhere than they are addressed to, or a rule says so."""
         flow = self.flow
-        return flow.destination != ends.destination or flow.destination_port != ends.destination_port
+        return (
+            self.udp_connect or flow.destination != ends.destination or flow.destination_port != ends.destination_port
+        )
 
     def targets(self) -> Sequence[str]:
         """Return what the outbound is to connect to: addresses to be tried in order, or one name."""

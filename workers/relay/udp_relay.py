@@ -220,7 +220,7 @@ class UdpRelay:
         decision = target.facts.decision
         timeout = decision.udp_timeout or PROTOCOL_TIMEOUTS.get(decision.flow.protocol or "")
         flow.idle_timeout = max(flow.idle_timeout, timeout or self._config.idle_timeout)
-        host = decision.targets()[0] if decision.leads_elsewhere(target.facts.ends) else None
+        host = decision.targets()[0] if decision.stands_alone(target.facts.ends) else None
         carrier, is_new = flow.carrier(outbound, host, target.endpoint if host is not None else None)
         target.carrier = carrier
         carrier.targets.append(target)

@@ -72,24 +72,31 @@ class DirectLeg:
         target = (socket.inet_ntop(family, packed), port)
         counters = self._counters
         told = b"" if self._address else packed
+        where: tuple[tuple[str, int], ...] = (target,)
+        transmit: Callable[..., int] | None = None
         try:
-            sendto = None if self._is_shut(target[0]) else self._socket(family).sendto
+            if not self._is_shut(target[0]):
+                sock = self._socket(family)
+                transmit = sock.sendto
+                if self._address is not None:  # whoever else sends to us is not meant
+                    sock.connect(target)
+                    transmit, where = sock.send, ()
         except OSError:
-            sendto = None
+            pass
 
         def send(payload: memoryview) -> None:
-            if sendto is None:
+            if transmit is None:
                 counters[Cell.DROP_UDP_UPSTREAM] += 1
                 self._owner.unreachable(told, port, bytes(payload))
                 return
             try:
-                sendto(payload, target)
+                transmit(payload, *where)
             except BlockingIOError:
                 counters[Cell.DROP_UDP_UPSTREAM] += 1
             except OSError:
                 # It may be the error that ICMP brought about an earlier datagram, told once: this one was not sent.
                 try:
-                    sendto(payload, target)
+                    transmit(payload, *where)
                 except OSError:
                     counters[Cell.DROP_UDP_UPSTREAM] += 1
                     self._owner.unreachable(told, port, bytes(payload))

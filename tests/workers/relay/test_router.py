@@ -89,7 +89,7 @@ def test_override_destination_puts_the_name_in_the_place_of_the_address() -> Non
     decision.note_sniffed(step, Sniffed("tls", "example.com"))
     assert ends_at(decision) == ("first", "")
     assert decision.targets() == ("example.com",)
-    assert decision.leads_elsewhere(Ends("tcp", NEAR, 1000, FAR, 443))
+    assert decision.stands_alone(Ends("tcp", NEAR, 1000, FAR, 443))
 
 
 def test_nothing_is_sniffed_twice_nor_where_the_server_speaks_first() -> None:

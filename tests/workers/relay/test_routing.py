@@ -322,6 +322,25 @@ async def test_one_endpoint_sends_through_several_outbounds() -> None:
         assert all(view.up == view.down == 10 for view in views.values())
 
 
+@on_loop
+async def test_udp_connect_lets_none_but_the_destination_answer() -> None:
+    rules = (rule(RouteOptions(udp_connect=True)), to("direct"))
+    async with setup(*rules) as s, udp_echo(TARGET_V4) as peer:
+        with socket.socket(type=socket.SOCK_DGRAM) as one, socket.socket(type=socket.SOCK_DGRAM) as stranger:
+            for sock in (one, stranger):
+                sock.bind((TARGET_V4, 0))
+            application = s.world.new_socket(peer, socket.SOCK_DGRAM)
+            application.sendto(b"to one", one.getsockname())
+            _, seen = await recvfrom(one)
+            stranger.sendto(b"from a stranger", seen)
+            one.sendto(b"from one", seen)
+            assert await recvfrom(application) == (b"from one", one.getsockname())
+            application.sendto(b"x", peer)
+            assert await recvfrom(application) == (b"x", peer)
+            assert len(await s.flows()) == 2
+            application.close()
+
+
 # reject
 
 
@@ -615,6 +634,13 @@ async def test_selector_takes_what_the_user_selects() -> None:
         s.world.relay.select("group", "nobody")
         s.world.relay.select("nothing", "one")
         assert await served_by(s, target) == "one"
+
+
+@on_loop
+async def test_tag_of_the_tun_is_what_rules_call_it() -> None:
+    rules = (to("two", inbound=("my tun",)), to("block"))
+    async with setup(*rules, policy={"inbound": "my tun"}) as s, tcp_server(echo, TARGET_V4) as target:
+        assert await served_by(s, target) == "two"
 
 
 # reload, views
