@@ -27,6 +27,7 @@ from engine.requests import Status
 from tests.engine.netconf.test_darwin import EIGHT, EIGHT6, FLUSH, routes, sent
 from tests.support.darwin.kernel import Kernel
 from tests.support.darwin.mac import SITE, serve
+from tests.support.darwin.messages import pcb_table, socket_records
 from tests.support.netns import wait_until
 from tests.support.tcp_peer import TcpPeer
 
@@ -215,6 +216,35 @@ def test_upstream_sockets_are_bound_to_the_way_out_and_follow_it(mac: Mac, tmp_p
         mac.kernel.remove_default(6)
         wait_until(lambda: "another network" in engine.output, what="the move")
         assert bound_after(40002) == ("bind_to_interface", f"{int(socket.AF_INET)},6")
+
+
+def test_flow_of_the_proxy_itself_leaves_directly_and_its_server_is_learned(mac: Mac, proxy: Proxy) -> None:
+    port = int(proxy.url.rpartition(":")[2])
+    mac.kernel.processes[400] = (1, 502, "/usr/local/bin/v2ray", ("v2ray", "run"))
+    mac.kernel.tables["net.inet.tcp.pcblist_n"] = pcb_table(
+        socket_records(
+            handle=1, local=("127.0.0.1", port), remote=("0.0.0.0", 0), vflag=1, uid=502, last_pid=400, tcp=True
+        ),
+        socket_records(
+            handle=2,
+            local=("198.18.0.1", 40001),
+            remote=("203.0.113.80", 443),
+            vflag=1,
+            uid=502,
+            last_pid=400,
+            tcp=True,
+        ),
+    )
+    with mac.engine(proxy.url):
+        peer = TcpPeer(source="198.18.0.1", destination="203.0.113.80", port=40001)
+        peer.connect(monotonic())
+        mac.kernel.log.clear()
+        mac.kernel.wire("utun4").send(b"\0\0\0\2" + peer.sent[0][10:])
+        wait_until(lambda: mac.kernel.route_to("203.0.113.80/32") is not None, what="the server's own route")
+        bound = ("bind_to_interface", f"{int(socket.AF_INET)},4")
+        wait_until(lambda: bound in mac.kernel.log, what="a socket that is bound to the way out")
+        assert proxy.asked == []
+    assert mac.kernel.leftovers() == mac.before
 
 
 def test_another_network_re_points_the_host_route_of_the_proxy(mac: Mac) -> None:

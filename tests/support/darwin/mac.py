@@ -134,8 +134,13 @@ def become_mac(path: str) -> None:
     darwin.select = KQUEUE  # type: ignore[attr-defined]
     for name in shared.system.__all__:
         setattr(shared.system, name, getattr(darwin, name))
-    # The one option that Linux does not have: noted, and left.
-    shared.system.bind_to_interface = lambda sock, index: client("bind_to_interface", int(sock.family), index)
+    bind_to_device = socket.SO_BINDTODEVICE
+
+    def bind_to_interface(sock: socket.socket, index: int) -> None:
+        client("bind_to_interface", int(sock.family), index)
+        sock.setsockopt(socket.SOL_SOCKET, bind_to_device, b"lo")  # nothing of a test is to leave this machine
+
+    shared.system.bind_to_interface = bind_to_interface
     for module, names in ABSENT.items():
         for name in names:
             vars(importlib.import_module(module)).pop(name, None)
