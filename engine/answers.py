@@ -7,7 +7,7 @@ from itertools import count
 
 from engine.supervisor import Supervisor
 from shared.config import Policy
-from shared.control import Delay, Flows, FlowView, ListFlows, Reload, Reloaded, TestDelay
+from shared.control import Delay, Flows, ListFlows, Reload, Reloaded, TestDelay
 
 __all__ = ["Answers"]
 
@@ -46,10 +46,13 @@ class Answers:
             if not question.waiting:
                 question.done.set()
 
-    async def flows(self) -> list[tuple[int, FlowView]]:
-        """Return all live flows, each with the number of its worker."""
-        answers = await self._ask(lambda number: self._supervisor.send_all(ListFlows(number)), TIMEOUT)
-        return [(worker, view) for worker, answer in answers if isinstance(answer, Flows) for view in answer.flows]
+    async def flows(self, *, owners: bool = False) -> list[tuple[int, bytes]]:
+        """Return all live flows in parts: the number of a worker, and what shared.control.decode_views decodes.
+
+        They are not decoded here: ten thousand would hold up the packets. `owners`: programs are looked up first.
+        """
+        answers = await self._ask(lambda number: self._supervisor.send_all(ListFlows(number, owners)), TIMEOUT)
+        return [(worker, bytes(answer.flows)) for worker, answer in answers if isinstance(answer, Flows)]
 
     async def test_delay(self, outbound: str, url: str, timeout: float) -> Delay:
         """Fetch `url` through an outbound, in one worker; return how long that took, or why it failed."""

@@ -165,11 +165,12 @@ class FlowOwners:
         process, is_own = ProcessInfo(), False
         ends = Ends(*(getattr(question, field) for field in Ends._fields))
         try:
-            if self._guards and self._guard is not None:
+            if self._guards and self._guard is not None and not question.for_view:
                 proxy = await self._guard.own_proxy(ends)
                 process, is_own = proxy or process, proxy is not None
-            if not is_own and self._need and self._finder is not None:
-                process = await self._finder.find(ends, user_only=self._need is Need.USER)
+            need = Need.PROCESS if question.for_view else self._need
+            if self._finder is not None and need and (not is_own or question.for_view):
+                process = await self._finder.find(ends, user_only=need is Need.USER)
         except ProcessError as error:
             log.warning("%s", error)
         send(worker, ProcessFound(question.id, process, is_own))

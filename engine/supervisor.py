@@ -106,6 +106,7 @@ Report = (
     | control.Used
     | control.Flows
     | control.Delay
+    | control.Usage
 )
 """What workers say beside how they themselves stand."""
 

@@ -2,7 +2,7 @@
 
 start      Configure -> Ready | Failed          reload   Reload -> Reloaded
 routing    FindProcess -> ProcessFound, LoopSuspected          groups   Select, Used; Measured, Used
-views      ListFlows -> Flows ...; CloseFlow    TestDelay -> Delay
+views      ListFlows -> Flows ...; CloseFlow; Usage    TestDelay -> Delay
 end        Stop
 """
 
@@ -35,10 +35,15 @@ __all__ = [
     "Stop",
     "TestDelay",
     "UdpSupport",
+    "Usage",
+    "UsageOf",
     "Used",
     "decode_from_master",
     "decode_from_worker",
+    "decode_views",
     "encode",
+    "flow_name",
+    "parse_flow_name",
 ]
 
 # master -> worker
@@ -88,6 +93,8 @@ class ListFlows(msgspec.Struct, tag="list_flows", frozen=True):
     """Answered by Flows, in as many messages as it takes."""
 
     id: int
+    owners: bool = False
+    """Look up the programs of flows that are not known yet, before the answer."""
 
 
 class CloseFlow(msgspec.Struct, tag="close_flow", frozen=True):
@@ -144,6 +151,8 @@ class FindProcess(msgspec.Struct, tag="find_process", frozen=True):
     source_port: int
     destination: bytes
     destination_port: int
+    for_view: bool = False
+    """Asked by people, not by a rule: who holds the socket, whatever the rules need."""
 
 
 class LoopSuspected(msgspec.Struct, tag="loop_suspected", frozen=True):
@@ -178,7 +187,7 @@ class FlowView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One live flow as views show it."""
 
     id: int
-    """Unique within the worker's life."""
+    """Unique within the run, together with the worker's number."""
     network: Literal["tcp", "udp"]
     source: str
     source_port: int
@@ -199,14 +208,49 @@ class FlowView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     started_at: float
     """Unix time."""
     state: str = ""
+    rtt: float | None = None
+    """Seconds to the application and back, as the stack has measured them."""
+    upstream_rtt: float | None = None
+    """Seconds to the proxy (of a direct flow, to the destination) and back, as the kernel has measured them."""
+
+
+def flow_name(worker: int, number: int) -> str:
+    """Return what a flow is called wherever people see it: `1-6a2bc00001a`, the worker's number and FlowView.id."""
+    return f"{worker}-{number:x}"
+
+
+def parse_flow_name(name: str) -> tuple[int, int]:
+    """Return the worker's number and FlowView.id of a flow's name. Raises ValueError."""
+    worker, _, number = name.partition("-")
+    return int(worker), int(number, 16)
 
 
 class Flows(msgspec.Struct, tag="flows", frozen=True):
-    """Answers ListFlows, in parts."""
+    """Answers ListFlows, in parts. The master does not look into them: that is for who has asked (`decode_views`)."""
 
     id: int
-    flows: tuple[FlowView, ...]
+    flows: msgspec.Raw
+    """tuple[FlowView, ...], encoded."""
     last: bool
+
+
+class UsageOf(msgspec.Struct, frozen=True, array_like=True):
+    """What the flows of one program to one destination have carried."""
+
+    process: str
+    """Path of the program, or its name; empty: not known."""
+    host: str
+    """Name of the destination where one is known, else its address."""
+    flows: int
+    """Opened."""
+    up: int
+    down: int
+
+
+class Usage(msgspec.Struct, tag="usage", frozen=True):
+    """What flows have carried since the last such message."""
+
+    usage: tuple[UsageOf, ...]
 
 
 class Delay(msgspec.Struct, tag="delay", frozen=True):
@@ -220,9 +264,12 @@ class Delay(msgspec.Struct, tag="delay", frozen=True):
 FromMaster = (
     Configure | Stop | Reload | ProcessFound | Select | Egress | ListFlows | CloseFlow | TestDelay | Used
 )  # Used: passed on to worker 0
-FromWorker = Ready | Failed | Reloaded | UdpSupport | FindProcess | LoopSuspected | Measured | Used | Flows | Delay
+FromWorker = (
+    Ready | Failed | Reloaded | UdpSupport | FindProcess | LoopSuspected | Measured | Used | Flows | Delay | Usage
+)
 Message = FromMaster | FromWorker
 
 encode = msgspec.msgpack.Encoder().encode
 decode_from_master = msgspec.msgpack.Decoder(FromMaster).decode
+decode_views = msgspec.msgpack.Decoder(tuple[FlowView, ...]).decode
 decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode

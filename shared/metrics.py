@@ -109,6 +109,12 @@ class Cell(IntEnum):
     PROCESS_LOOKUPS = 48
     PROCESS_UNKNOWN = 49
 
+    # views (workers/relay)
+    USAGE_LOST = 60
+    """Pairs of program and destination whose usage the master could not be told."""
+    LOG_LOST = 61
+    """Lines of the log that who follows it was not told."""
+
     # drops by reason
     DROP_RING_FULL = 64
     DROP_POOL_EMPTY = 65

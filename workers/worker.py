@@ -94,7 +94,7 @@ async def _serve(
             case control.Egress():
                 relay.move(message.v4, message.v6)
             case control.ListFlows():
-                relay.list_flows(message.id)
+                relay.list_flows(message)
             case control.CloseFlow():
                 relay.close_flow(message.flow)
             case control.TestDelay():

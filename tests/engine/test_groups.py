@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from engine.answers import Answers
@@ -137,6 +138,10 @@ def view(number: int) -> control.FlowView:
     )
 
 
+def packed(*numbers: int) -> msgspec.Raw:
+    return msgspec.Raw(control.encode(tuple(map(view, numbers))))
+
+
 class Bed:
     """Answers, and the workers' side of it: `say` is what they say to each question."""
 
@@ -159,15 +164,16 @@ class Bed:
 async def test_flows_of_all_workers_come_in_parts() -> None:
     def say(index: int, question: control.ListFlows) -> list[control.Flows]:
         return [
-            control.Flows(question.id, (view(1), view(2)), last=False),
-            control.Flows(question.id, (view(3),), last=True),
-            control.Flows(question.id, (view(4),), last=True),
+            control.Flows(question.id, packed(1, 2), last=False),
+            control.Flows(question.id, packed(3), last=True),
+            control.Flows(question.id, packed(4), last=True),
         ]
 
     bed = Bed(say)
     bed.notes.running = [0, 2]
     flows = await bed.answers.flows()
-    assert sorted((worker, flow.id) for worker, flow in flows) == [(w, n) for w in (0, 2) for n in (1, 2, 3)]
+    told = [(worker, flow.id) for worker, part in flows for flow in control.decode_views(part)]
+    assert sorted(told) == [(w, n) for w in (0, 2) for n in (1, 2, 3)]
 
 
 @on_loop

@@ -1,6 +1,7 @@
 """The policy in force, and what flows ask of it: swapped as a whole by a reload."""
 
 from itertools import count
+from time import time
 
 from shared.config import Policy, Reject, Resolve
 from shared.rules.flow import Ends, Flow
@@ -17,15 +18,17 @@ _LOST = Verdict(Reject(no_drop=True), LOST)
 
 
 class PolicyInForce:
-    """`dns` and `processes` are the worker's services."""
+    """`dns` and `processes` are the services of the worker with number `worker`."""
 
-    def __init__(self, outbounds: Outbounds, dns: DnsService, processes: ProcessService) -> None:
+    def __init__(self, outbounds: Outbounds, dns: DnsService, processes: ProcessService, worker: int = 0) -> None:
         self.outbounds = outbounds
         self.dns = dns
         self._processes = processes
         self._router: Router | None = None
         self._inbound = ""
-        self._numbers = count(1)
+        self._worker = worker
+        # Flows of the worker's successors get other numbers: less than a million begin in a second.
+        self._numbers = count(int(time()) << 20)
 
     def load(self, policy: Policy, compiler: Compiler) -> None:
         """Take `policy` from now on. Raises ValueError for a wrong address or regular expression; then nothing changes."""
@@ -59,7 +62,7 @@ class PolicyInForce:
             destination_name=name if is_fake else None,
             domain=None if is_fake else name,
         )
-        facts = FlowFacts(next(self._numbers), ends, self._router.begin(flow))
+        facts = FlowFacts(self._worker, next(self._numbers), ends, self._router.begin(flow))
         if is_fake and name is None:
             facts.decision.settled = _LOST
         return facts
@@ -70,6 +73,13 @@ class PolicyInForce:
         decision.flow.process, is_own = await self._processes.of(facts.ends)
         if is_own:
             decision.settled = Verdict(self.outbounds.own_direct, OWN_FLOW)
+
+    async def find_owner(self, facts: FlowFacts) -> None:
+        """Find out whose flow it is, for views; once a flow."""
+        facts.owner_sought = True
+        process, _ = await self._processes.of(facts.ends, for_view=True)
+        if process.uid is not None:
+            facts.decision.flow.process = process
 
     async def resolve(self, flow: Flow, how: Resolve) -> None:
         """Answer Resolve. Raises UpstreamError."""

@@ -32,7 +32,7 @@ class Processes:
         self._ids = count(1)
         self._waiting: dict[int, asyncio.Future[ProcessFound]] = {}
 
-    async def of(self, ends: Ends) -> tuple[ProcessInfo, bool]:
+    async def of(self, ends: Ends, *, for_view: bool = False) -> tuple[ProcessInfo, bool]:
         """See ProcessService."""
         if len(self._waiting) >= WAITING_MAX:
             self._counters[Cell.PROCESS_UNKNOWN] += 1
@@ -41,7 +41,7 @@ class Processes:
         answer: asyncio.Future[ProcessFound] = self._loop.create_future()
         self._waiting[number] = answer
         try:
-            if not self._ask(FindProcess(number, *ends)):
+            if not self._ask(FindProcess(number, *ends, for_view=for_view)):
                 raise TimeoutError
             async with asyncio.timeout(TIMEOUT):
                 found = await answer

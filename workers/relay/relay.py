@@ -7,7 +7,7 @@ both ask the policy in force (policy.py, router.py) for an outbound (workers/ups
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from time import monotonic, time
 
 import msgspec
@@ -16,13 +16,12 @@ from shared import control
 from shared.config import Policy, Resolve, WorkerConfig
 from shared.metrics import Counters
 from shared.rules.matcher import Compiler
+from workers.relay.accounts import Accounts
 from workers.relay.loops import LoopWatch
 from workers.relay.policy import PolicyInForce
 from workers.relay.processes import Processes
 from workers.relay.services import DnsService
-from workers.relay.tcp_flow import TcpFlow
 from workers.relay.tcp_relay import TcpRelay
-from workers.relay.udp_flow import Target
 from workers.relay.udp_relay import UdpRelay
 from workers.stack.stack import Stack
 from workers.upstream import ProxyFailed
@@ -40,7 +39,9 @@ log = logging.getLogger(__name__)
 LOG_INTERVAL = 10.0
 """Seconds between two lines about proxies that fail: they fail for every flow."""
 COUNT_INTERVAL = 5.0
-"""Seconds between two additions of flows' bytes to those of their outbounds."""
+"""Seconds between two additions of flows' bytes to those of their outbounds and programs."""
+OWNERS_AT_ONCE = 256
+"""Flows whose programs are looked up together; the others are next."""
 FLOWS_IN_MESSAGE = 50
 """Flows told of in one message: some 20 KB at most."""
 
@@ -79,16 +80,19 @@ class Relay:
                 on_measured=self._on_measured,
             )
         )
-        self.policy = PolicyInForce(self._outbounds, dns, self.processes)
-        self._tcp = TcpRelay(loop, self.policy, counters, self._log_failure, LoopWatch(counters, tell))
-        self._udp = UdpRelay(loop, self.policy, config.udp, counters, self._log_failure, LoopWatch(counters, tell))
+        self.policy = PolicyInForce(self._outbounds, dns, self.processes, config.index)
+        self._accounts = Accounts(counters, tell)
+        self._tcp = TcpRelay(loop, self.policy, counters, self._accounts, self._log_failure, LoopWatch(counters, tell))
+        self._udp = UdpRelay(
+            loop, self.policy, config.udp, counters, self._accounts, self._log_failure, LoopWatch(counters, tell)
+        )
         self.on_syn = self._tcp.on_syn
         self.on_datagram = self._udp.on_datagram
         self._log_again_at = 0.0
         self._failures_unsaid = 0
         self._tls: ssl.SSLContext | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._count_timer = loop.call_later(COUNT_INTERVAL, self._count_bytes)
+        self._schedule_count()
 
     @property
     def stack(self) -> Stack:
@@ -164,20 +168,34 @@ class Relay:
         self._tcp.close_those(lambda facts: number in (None, facts.id))
         self._udp.close_those(lambda facts: number in (None, facts.id))
 
-    def list_flows(self, number: int) -> None:
-        """Tell the master of all flows; `number` is that of its question. Part by part, with the loop's turns between."""
-        self._start(self._list_flows(number))
+    def list_flows(self, question: control.ListFlows) -> None:
+        """Tell the master of all flows, part by part, with the loop's turns between."""
+        self._start(self._list_flows(question))
 
-    async def _list_flows(self, number: int) -> None:
+    async def _list_flows(self, question: control.ListFlows) -> None:
+        if question.owners:
+            await self._find_owners()
         part: list[control.FlowView] = []
-        flows: list[TcpFlow | Target] = [*self._tcp.flows, *self._udp.targets()]
-        for flow in flows:
+        for view in list(self._views()):
+            part.append(view)
             if len(part) == FLOWS_IN_MESSAGE:
-                self._tell(control.Flows(number, tuple(part), last=False))
+                self._tell(control.Flows(question.id, msgspec.Raw(control.encode(part)), last=False))
                 part.clear()
                 await asyncio.sleep(0)
-            part.append(flow.facts.view(flow.up, flow.down, flow.state, time() - monotonic()))
-        self._tell(control.Flows(number, tuple(part), last=True))
+        self._tell(control.Flows(question.id, msgspec.Raw(control.encode(part)), last=True))
+
+    def _views(self) -> Iterator[control.FlowView]:
+        unix_offset = time() - monotonic()
+        for flow in self._tcp.flows:
+            yield flow.facts.view(flow.up, flow.down, flow.state, unix_offset, flow.rtt, flow.upstream_rtt)
+        for target in self._udp.targets():
+            yield target.facts.view(target.up, target.down, target.state, unix_offset, None, None)
+
+    async def _find_owners(self) -> None:
+        """Look up the programs of flows for views. All at once: one walk of /proc answers them all."""
+        everybody = [*(flow.facts for flow in self._tcp.flows), *(target.facts for target in self._udp.targets())]
+        unknown = [facts for facts in everybody if not facts.owner_sought and not facts.has_owner][:OWNERS_AT_ONCE]
+        await asyncio.gather(*map(self.policy.find_owner, unknown))
 
     def test_delay(self, question: control.TestDelay) -> None:
         """Fetch a URL through an outbound and tell the master how long it took."""
@@ -204,13 +222,18 @@ class Relay:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _count_bytes(self) -> None:
-        """Add what flows have carried to their outbounds' counters: a look at each now and then, nothing per packet."""
-        self._count_timer = self._loop.call_later(COUNT_INTERVAL, self._count_bytes)
-        for flow in self._tcp.flows:
-            flow.facts.count_bytes(self._counters, flow.up, flow.down)
-        for target in self._udp.targets():
-            target.facts.count_bytes(self._counters, target.up, target.down)
+    def _schedule_count(self) -> None:
+        self._count_timer = self._loop.call_later(COUNT_INTERVAL, lambda: self._start(self._count_bytes()))
+
+    async def _count_bytes(self) -> None:
+        """Count what flows have carried: a look at each now and then, nothing per packet."""
+        await self._find_owners()
+        for flow in tuple(self._tcp.flows):
+            self._accounts.count(flow.facts, flow.up, flow.down)
+        for target in tuple(self._udp.targets()):
+            self._accounts.count(target.facts, target.up, target.down)
+        self._accounts.flush()
+        self._schedule_count()
 
     def _log_failure(self, error: ProxyFailed) -> None:
         now = monotonic()

@@ -43,5 +43,8 @@ class DnsService(Protocol):
 class ProcessService(Protocol):
     """Finds the program behind a flow."""
 
-    async def of(self, ends: Ends) -> tuple[ProcessInfo, bool]:
-        """Return the owner, and whether its flows go out directly whatever the rules say (the local proxy's own)."""
+    async def of(self, ends: Ends, *, for_view: bool = False) -> tuple[ProcessInfo, bool]:
+        """Return the owner, and whether its flows go out directly whatever the rules say (the local proxy's own).
+
+        Of the owner as much as rules need, or with `for_view` all that can be found out.
+        """

@@ -18,6 +18,7 @@ from workers.relay.facts import FlowFacts
 from workers.stack import CloseReason, Refusal
 from workers.stack.tcp.connection import TcpConnection
 from workers.stack.tcp.states import State
+from workers.upstream.sockets import round_trip_of
 
 __all__ = ["TcpFlow"]
 
@@ -99,6 +100,16 @@ class TcpFlow:
     def down(self) -> int:
         """Bytes that were put in the buffer to the application."""
         return self._connection.sender.buffer.end - self._down_from
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds to the application and back; None while nothing was measured."""
+        return self._connection.sender.rtt.smoothed or None
+
+    @property
+    def upstream_rtt(self) -> float | None:
+        """Seconds to the other end of the outbound's connection and back, as the kernel has measured them."""
+        return round_trip_of(self._socket) if self._socket is not None else None
 
     def start(self, sock: socket.socket) -> None:
         """The outbound has connected: answer the application's SYN and begin to relay. Takes over the socket."""

@@ -15,6 +15,7 @@ from shared.config import HijackDns, Reject, Sniff
 from shared.metrics import Cell, Counters
 from shared.rules.flow import Ends
 from shared.rules.matcher import NeedProcess
+from workers.relay.accounts import Accounts
 from workers.relay.dns_stream import DnsStream
 from workers.relay.facts import FlowFacts
 from workers.relay.first_bytes import FirstBytes
@@ -42,6 +43,7 @@ class TcpRelay:
         loop: asyncio.AbstractEventLoop,
         policy: PolicyInForce,
         counters: Counters,
+        accounts: Accounts,
         on_failed: Callable[[ProxyFailed], None],
         loops: LoopWatch,
     ) -> None:
@@ -49,6 +51,7 @@ class TcpRelay:
         self._loop = loop
         self._policy = policy
         self._counters = counters
+        self._accounts = accounts
         self._on_failed = on_failed
         self.flows: set[TcpFlow] = set()
 
@@ -74,7 +77,7 @@ class TcpRelay:
 
     def _on_closed(self, flow: TcpFlow) -> None:
         self.flows.discard(flow)
-        flow.facts.closed(self._counters, flow.up, flow.down)
+        self._accounts.closed(flow.facts, flow.up, flow.down)
 
     async def _carry(self, flow: TcpFlow) -> None:
         first: FirstBytes | None = None
@@ -137,7 +140,7 @@ class TcpRelay:
             sock = await self._dial(flow, action)
             if first is not None:
                 await self._send_first(sock, first)
-            flow.facts.opened(self._counters)
+            self._accounts.opened(flow.facts)
             flow.start(sock)
             if first is not None:
                 first.hand_to(flow)

@@ -204,7 +204,7 @@ class UdpFlow:
         if target.carrier is not None:
             target.carrier.targets.remove(target)
             target.carrier = None
-        target.facts.closed(self.relay.counters, target.up, target.down)
+        self.relay.accounts.closed(target.facts, target.up, target.down)
 
     def drop_carrier(self, carrier: Carrier) -> None:
         """Close a leg and forget its targets; without any, the flow goes too."""

@@ -16,6 +16,7 @@ from shared.config import HijackDns, Reject, Sniff, UdpConfig
 from shared.metrics import Cell, Counters
 from shared.rules.flow import Ends
 from shared.rules.matcher import NeedProcess
+from workers.relay.accounts import Accounts
 from workers.relay.facts import FlowFacts
 from workers.relay.loops import LoopWatch
 from workers.relay.policy import PolicyInForce
@@ -52,11 +53,13 @@ class UdpRelay:
         policy: PolicyInForce,
         config: UdpConfig,
         counters: Counters,
+        accounts: Accounts,
         on_failed: Callable[[ProxyFailed], None],
         loops: LoopWatch,
     ) -> None:
         self._loops = loops
         self.counters = counters
+        self.accounts = accounts
         self.flows: dict[Endpoint, UdpFlow] = {}
         self._loop = loop
         self._policy = policy
@@ -258,7 +261,7 @@ class UdpRelay:
             log.debug("%s is not carried: %s", facts, error)
             self._refuse_target(flow, target)
             return
-        facts.opened(self.counters)
+        self.accounts.opened(facts)
         target.send = send
         for payload in target.release():
             send(memoryview(payload))

@@ -6,12 +6,26 @@ import os
 import socket
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_interface
+from struct import Struct
 
 from shared.config import DialConfig
 from shared.system import bind_to_interface
 from workers.upstream.egress import Egress
 
-__all__ = ["Networks", "Sockets", "address_text", "networks", "pack_address", "wait_readable", "wait_writable"]
+__all__ = [
+    "Networks",
+    "Sockets",
+    "address_text",
+    "networks",
+    "pack_address",
+    "round_trip_of",
+    "wait_readable",
+    "wait_writable",
+]
+
+_TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
+_RTT = Struct("I")  # tcpi_rtt of struct tcp_info, microseconds (linux/tcp.h)
+_RTT_AT = 68
 
 
 def address_text(packed: bytes) -> str:
@@ -25,6 +39,17 @@ def pack_address(text: str) -> bytes | None:
         return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except OSError:
         return None
+
+
+def round_trip_of(sock: socket.socket) -> float | None:
+    """Return the smoothed round-trip time of a TCP socket in seconds; None where the kernel does not tell (macOS)."""
+    if _TCP_INFO is None:
+        return None
+    try:
+        (microseconds,) = _RTT.unpack_from(sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _RTT_AT + _RTT.size), _RTT_AT)
+    except OSError:
+        return None
+    return float(microseconds) / 1e6
 
 
 Networks = tuple[IPv4Network | IPv6Network, ...]

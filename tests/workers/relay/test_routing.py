@@ -114,13 +114,13 @@ class Setup:
     async def flows(self) -> list[control.FlowView]:
         """What the relay tells of its flows."""
         number = len(self.world.told)
-        self.world.relay.list_flows(number)
+        self.world.relay.list_flows(control.ListFlows(number))
 
         def answers() -> list[control.Flows]:
             return [m for m in self.world.told if isinstance(m, control.Flows) and m.id == number]
 
         await until(lambda: bool(answers()) and answers()[-1].last)
-        return [view for message in answers() for view in message.flows]
+        return [view for message in answers() for view in control.decode_views(message.flows)]
 
 
 @contextlib.asynccontextmanager

@@ -19,6 +19,7 @@ from tests.support.dns import worker_dns
 from tests.support.loop import on_loop, until
 from tests.support.peers import Endpoint, closed_port, recvfrom, script, tcp_server, udp_echo
 from tests.workers.relay.application import Datagrams
+from workers.relay.accounts import Accounts
 from workers.relay.loops import LoopWatch
 from workers.relay.policy import PolicyInForce
 from workers.relay.udp_flow import QUEUE_DATAGRAMS
@@ -83,7 +84,10 @@ def relay(proxy: Endpoint, kind: str = "socks5", **udp: Any) -> Iterator[Setup]:
     )
     policy = PolicyInForce(outbounds, worker_dns(counters), cast(Any, None))
     policy.load(Policy(outbounds=(ProxyOutbound(tag="proxy", proxy=config),)), Compiler())
-    udp_relay = UdpRelay(loop, policy, UdpConfig(**udp), counters, failures.append, LoopWatch(counters, print))
+    accounts = Accounts(counters, lambda message: True)
+    udp_relay = UdpRelay(
+        loop, policy, UdpConfig(**udp), counters, accounts, failures.append, LoopWatch(counters, print)
+    )
     udp_relay.stack = cast(Any, app)
     try:
         yield Setup(udp_relay, app, counters, support, failures)
