@@ -34,7 +34,7 @@ from engine.inspector import Inspector
 from engine.limits import Limits, find_limits, raise_file_limit
 from engine.netconf import Network, front
 from engine.network_plan import FWMARK, network_plan
-from engine.notify import notify
+from engine.notify import notify, watchdog_interval
 from engine.owners import FlowOwners, open_owners
 from engine.reload import Reloader
 from engine.requests import Measure, Reload, Reply, Request, Stop
@@ -171,6 +171,9 @@ class _Master:
             self.tun.name, self.destination, options.workers, self.tun.mtu, offload,
         )  # fmt: skip
         notify("READY=1")
+        interval = watchdog_interval()
+        if interval is not None:
+            undo.callback(_every(self.loop, interval, lambda: notify("WATCHDOG=1")))
         await self.stopped.wait()
         notify("STOPPING=1")
         log.info("stopping")

@@ -3,7 +3,15 @@
 import os
 import socket
 
-__all__ = ["notify"]
+__all__ = ["notify", "watchdog_interval"]
+
+
+def watchdog_interval() -> float | None:
+    """Seconds between two WATCHDOG=1 that the service manager expects, half of its patience (sd_watchdog_enabled(3))."""
+    microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not microseconds.isdecimal() or int(microseconds) == 0 or pid not in ("", str(os.getpid())):
+        return None
+    return int(microseconds) / 2e6
 
 
 def notify(state: str) -> None:

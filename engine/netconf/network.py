@@ -122,16 +122,19 @@ class Network:
             await self._renewal
         answer = await self.guardian.undo(hold=hold)
         if not answer:  # somebody has killed the guardian
-            await _run_helper("undo", self.run_dir, *(["--hold"] if hold else []))
+            await repair_network(self.run_dir, hold=hold)
         elif answer not in ("done", "held"):
             raise NetworkError(answer)
         if hold and has_journal(self.run_dir):
             log.warning("the kill switch lets nothing out until the engine runs again; `engine repair` opens it")
 
 
-async def repair_network(run_dir: Path) -> int:
-    """Undo what a run that crashed has left; return the number of changes. Raises NetworkError."""
-    return int((await _run_helper("undo", run_dir))[0])
+async def repair_network(run_dir: Path, *, hold: bool = False) -> int:
+    """Undo what a run that crashed has left; return the number of changes. `hold`: a kill switch stays closed.
+
+    Raises NetworkError.
+    """
+    return int((await _run_helper("undo", run_dir, *(["--hold"] if hold else [])))[0])
 
 
 async def _run_helper(

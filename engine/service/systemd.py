@@ -1,0 +1,104 @@
+"""The unit by which systemd runs the engine (systemd.service(5), systemd.exec(5)). Pure.
+
+Hardened as far as a process can be that opens a tun, changes routes and kernel parameters, and becomes other users:
+
+CAP_NET_ADMIN                      tun, routes, rules, nftables, SO_MARK
+CAP_SETUID, CAP_SETGID, CAP_KILL   workers and the HTTP process have users of their own
+CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH   which program a flow belongs to; configuration files of others
+CAP_NET_BIND_SERVICE               metrics at a port below 1024
+CAP_SYS_RESOURCE                   the guardian asks to be spared when memory runs out
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["UNIT_NAME", "UNIT_PATH", "systemd_unit"]
+
+UNIT_NAME = "tunloom.service"
+UNIT_PATH = Path("/etc/systemd/system") / UNIT_NAME
+
+_UNIT = """\
+[Unit]
+Description=tunloom, carries all traffic to a SOCKS5 proxy
+Wants=network-online.target
+After=network-online.target nss-lookup.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart={start}
+ExecReload={reload}
+ExecStopPost=-{repair}
+Restart=on-failure
+RestartSec=1
+RestartPreventExitStatus=2 3
+TimeoutStartSec=90
+TimeoutStopSec=30
+WatchdogSec=30
+KillMode=mixed
+OOMPolicy=continue
+RuntimeDirectory=tunloom
+RuntimeDirectoryMode=0755
+RuntimeDirectoryPreserve=yes
+LimitNOFILE=524288
+UMask=0077
+
+NoNewPrivileges=yes
+CapabilityBoundingSet={capabilities}
+DevicePolicy=closed
+DeviceAllow=/dev/net/tun rw
+LockPersonality=yes
+PrivateTmp=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHome=read-only
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectSystem=full
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+_CAPABILITIES = (
+    "CAP_NET_ADMIN",
+    "CAP_SETUID",
+    "CAP_SETGID",
+    "CAP_KILL",
+    "CAP_SYS_PTRACE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_RESOURCE",
+)
+
+
+def systemd_unit(program: Sequence[str], arguments: Sequence[str]) -> str:
+    """Return the unit for `program start arguments`. `program` is a command with absolute paths.
+
+    It starts with the machine, and again when it has failed or hangs, but not when the configuration is wrong. What a crash
+    leaves is undone before the next start; a kill switch stays closed until then.
+    """
+    return _UNIT.format(
+        start=_command(*program, "start", "--run-dir", "/run/tunloom", *arguments),
+        reload=_command(*program, "reload", "--run-dir", "/run/tunloom"),
+        repair=_command(*program, "repair", "--hold", "--run-dir", "/run/tunloom"),
+        capabilities=" ".join(_CAPABILITIES),
+    )
+
+
+def _command(*words: str) -> str:
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """One word of a command line (systemd.syntax(7)): specifiers and variables are not meant."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"' if escaped != word or not word or any(char.isspace() for char in word) else word
