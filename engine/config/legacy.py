@@ -171,7 +171,12 @@ def _typed(address: str) -> dict[str, str | int]:
             return {"type": "udp", "server": address.strip("[]")}
         except ValueError:
             address = f"udp://{address}"
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise ValueError(
+            f"{address!r} is no DNS server: an IPv6 address stands in brackets, as in udp://[2001:db8::1]"
+        ) from None
     scheme = parts.scheme.lower()
     if scheme == "rcode":
         rcode = _RCODES.get(parts.netloc)

@@ -226,17 +226,12 @@ def _dns_server(text: str, at: int, tag: str, draft: Draft) -> dict[str, Any] | 
     through = [option for option in options.split("&") if option and "=" not in option]
     if address in ("system", "system://") or address.startswith("dhcp://"):
         return {"type": "local", "tag": tag}
-    parts = urlsplit(
-        address
-        if "://" in address
-        else f"udp://{address}"
-        if address.count(":") < 2
-        else f"udp://[{address.strip('[]')}]"
-    )
+    bracketed = address if "://" in address or address.count(":") < 2 else f"[{address.strip('[]')}]"
     try:
+        parts = urlsplit(address if "://" in address else f"udp://{bracketed}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        host, port = None, None
+        parts, host, port = urlsplit(""), None, None
     if parts.scheme == "rcode":
         return {
             "type": "rcode",

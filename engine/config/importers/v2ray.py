@@ -279,20 +279,22 @@ def _dns_server(item: Any, at: int, tag: str, draft: Draft) -> dict[str, Any] | 
         return None
     if address.lower() == "localhost":
         return {"type": "local", "tag": tag}
-    parts = urlsplit(address if "://" in address else f"udp://{address}")
-    scheme, plus, local = parts.scheme.lower().partition("+")
+    scheme = plus = local = path = ""
+    host = named_port = None
     try:
-        host, named_port = parts.hostname, parts.port
+        parts = urlsplit(address if "://" in address else f"udp://{address}")
+        scheme, plus, local = parts.scheme.lower().partition("+")
+        host, named_port, path = parts.hostname, parts.port, parts.path
     except ValueError:
-        host, named_port = None, None
+        pass  # told below
     if scheme not in ("udp", "tcp", "https", "h2c") or not host or address.lower() in ("fakedns",):
         draft.leave(at, f"the DNS server {address!r} is not carried over: only plain ones, tcp:// and https:// are")
         return None
     server: dict[str, Any] = {"type": "https" if scheme == "h2c" else scheme, "tag": tag, "server": host}
     if named_port or port:
         server["server_port"] = named_port or port
-    if scheme in ("https", "h2c") and parts.path not in ("", "/", "/dns-query"):
-        server["path"] = parts.path
+    if scheme in ("https", "h2c") and path not in ("", "/", "/dns-query"):
+        server["path"] = path
     if plus and local == "local":
         draft.bypass(host, at)
     else:

@@ -108,10 +108,13 @@ def _check(wanted: Wanted, data: bytes) -> None:
 
 def _download(url: str, proxy: ProxyConfig | None) -> bytes:
     for _ in range(REDIRECTS_MAX + 1):
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:
+            parts, port = urlsplit(""), 0
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise FetchError(f"{url!r} is no address of a file: it begins with http:// or https://")
-        port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
             connection = http.client.HTTPConnection(parts.hostname, port, timeout=TIMEOUT)
             connection.sock = _connect(parts.scheme, parts.hostname, port, proxy)

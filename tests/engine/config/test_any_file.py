@@ -23,9 +23,9 @@ TREES: list[Any] = [
     {"engine": {"stack": {"send_buffer": 65536}, "metrics": "off"}},
 ]
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 5.5, 1e308, 10**30, "", "x", "tcp,udp", "0.0.0.0/0", "::/0", "1.2.3.4", "5s", "\N{SNOWMAN}",
-    "a.b", "\x00", ".", "*.a", "-", [], [None], [[]], {}, {"": 1}, ["a", 1], {"type": "socks"}, {"type": "logical"}, "proxy",
-    "direct",
+    None, True, False, 0, -1, 1, 5.5, 1e308, 10**30, "", "x", "tcp,udp", "0.0.0.0/0", "::/0", "1.2.3.4", "5s", "udp://[x",
+    "\N{SNOWMAN}", "a.b", "\x00", ".", "*.a", "-", "proxy", "direct", [], [None], [[]], {}, {"": 1}, ["a", 1], {"type": "socks"},
+    {"type": "logical"},
 ]  # fmt: skip
 KEYS = st.sampled_from(
     ["log", "dns", "inbounds", "outbounds", "route", "experimental", "engine", "rules", "servers", "type", "tag", "rule_set",

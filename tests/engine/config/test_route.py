@@ -217,6 +217,7 @@ def test_dns(load: Load) -> None:
         ({"rules": [{"domain": "x", "action": "reject"}]}, "no DNS server: write one"),
         ({"servers": [{"type": "udp", "tag": "a", "server": "tls://1.1.1.1"}]}, "a scheme nowhere"),
         ({"servers": [{"tag": "a", "address": "sdns://x"}]}, "is no DNS server"),
+        ({"servers": [{"tag": "a", "address": "udp://[x"}]}, "stands in brackets"),
         (
             {"servers": [{"tag": "a", "address": "https://d.example", "address_resolver": "b"}]},
             'no DNS server has the tag "b"',

@@ -143,7 +143,9 @@ def test_what_is_no_rule_set_replaces_nothing(
     assert one.path.read_bytes() == b"as it was"
 
 
-@pytest.mark.parametrize("at", ["ftp://a.example/x", "a.srs", "http://", "http://127.0.0.1:1/x"])
+@pytest.mark.parametrize(
+    "at", ["ftp://a.example/x", "a.srs", "http://", "http://127.0.0.1:1/x", "http://[x/y", "http://a:b/"]
+)
 def test_what_cannot_be_fetched(tmp_path: Path, at: str) -> None:
     with pytest.raises(FetchError):
         fetch(wanted(at, tmp_path))
