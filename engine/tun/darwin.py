@@ -101,7 +101,7 @@ def _connect(sock: socket.socket, unit: int, mtu: int) -> Utun:
     try:
         system.set_option(sock, SYSPROTO_CONTROL, UTUN_OPT_MAX_PENDING_PACKETS, struct.pack("=I", pending))
     except OSError:
-        pending = 1  # before macOS 10.15
+        pending = 1  # an older kernel
     receive = system.batch_receiver() if mtu <= BATCH_MTU_MAX and pending > 1 else None
     return Utun(
         sock,
@@ -180,6 +180,6 @@ def _explained(error: OSError, name: str) -> TunError:
         case errno.EBUSY:
             return TunError(f"The {interface} is in use by another program: choose another with --interface.")
         case errno.ENOENT:
-            return TunError("This kernel has no utun: the engine needs macOS 10.15 or later.")
+            return TunError("This kernel has no utun (com.apple.net.utun_control).")
         case _:
             return TunError(f"The {interface} cannot be opened: {error.strerror}.")

@@ -1,4 +1,4 @@
-"""The bytes are those of a C program compiled against the headers of xnu."""
+"""The bytes are those of a C program with the structs of the headers of xnu."""
 
 import struct
 
