@@ -85,8 +85,8 @@ def test_nothing_goes_past_the_proxy(net: Topology, run_dir: Path) -> None:
             with pytest.raises(ConnectionRefusedError):
                 connect(net.client, (host, 9))
             with udp_socket(net.client, wildcard) as datagrams:
-                datagrams.connect((host, 53))
-                datagrams.send(b"a question")
+                datagrams.connect((host, 443))
+                datagrams.send(b"no DNS")
                 with pytest.raises(ConnectionRefusedError):
                     datagrams.recv(1)
         assert net.direct_packets() == 0

@@ -29,6 +29,7 @@ server:
     access-control: ::0/0 allow
     {options}
     local-zone: "example." static
+    local-zone: "who.example." redirect
     local-data: 'who.example. 300 IN TXT "{name}"'
     local-data: "web.example. 300 IN A {v4}"
     local-data: "web.example. 300 IN AAAA {v6}"

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,19 @@ def needs(program: str, package: str) -> str:
 
 @contextmanager
 def embedded(
-    internet: Namespace, *options: str, host: str = PROXY_V4, port: int = PORT, password: str | None = None
+    internet: Namespace,
+    *options: str,
+    host: str = PROXY_V4,
+    port: int = PORT,
+    password: str | None = None,
+    wrapper: Sequence[str] = (),
 ) -> Iterator[str]:
-    """The SOCKS5 server that comes with the engine: TCP, UDP, IPv4, IPv6; `password`: that of USER."""
+    """The SOCKS5 server that comes with the engine: TCP, UDP, IPv4, IPv6; `password`: that of USER.
+
+    `wrapper`: a command that runs its arguments.
+    """
     literal = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    command = [sys.executable, "-P", "-m", "engine.demo.socks_server", "--listen", literal, *options]
+    command = [*wrapper, sys.executable, "-P", "-m", "engine.demo.socks_server", "--listen", literal, *options]
     reading, writing = os.pipe()
     with os.fdopen(reading), os.fdopen(writing, "w") as secret:
         if password is not None:

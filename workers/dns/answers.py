@@ -11,7 +11,7 @@ import dns.rdata
 import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
-import dns.ttl
+import dns.zonefile
 from dns.rdtypes.svcbbase import ALPNParam, MandatoryParam, Param, ParamKey, SVCBBase
 
 from workers.dns.wire import HEADER, QR, RA, BadReply, Query, Reply, name_text
@@ -25,6 +25,7 @@ __all__ = [
     "addresses_in",
     "addresses_reply",
     "filter_bindings",
+    "parse_record",
     "predefined_reply",
     "rcode_reply",
     "subnet_option",
@@ -33,6 +34,8 @@ __all__ = [
 
 A, AAAA, SVCB, HTTPS, IN = 1, 28, 64, 65, 1
 """Types and class of records."""
+PREDEFINED_TTL = 600
+"""Seconds, of records that say none."""
 _SIZES = {A: 4, AAAA: 16}
 _RECORD = Struct(">HHHIH")  # pointer to the question's name, type, class, TTL, length
 _NAME_OF_QUESTION = 0xC00C
@@ -56,26 +59,24 @@ def addresses_reply(query: Query, addresses: Iterable[bytes], ttl: int) -> bytes
 
 
 def predefined_reply(query: Query, rcode: int, records: Sequence[str]) -> bytes:
-    """An answer with records in zone-file form, `name. ttl class type data`. Raises ValueError for one that is none."""
+    """An answer with records in zone-file form, such as `name. IN A 192.0.2.1`. Raises ValueError for one that is none."""
     message = dns.message.from_wire(HEADER.pack(0, 0, 1, 0, 0, 0) + query.question)
     response = dns.message.make_response(message, recursion_available=True)
     response.set_rcode(dns.rcode.Rcode(rcode))
     for text in records:
-        response.answer.append(_parse_record(text))
+        response.answer.extend(parse_record(text))
     return response.to_wire(max_size=65535)
 
 
-def _parse_record(text: str) -> dns.rrset.RRset:
-    fields = text.split(None, 4)
-    if len(fields) != 5:
-        raise ValueError(f"{text!r} is not of the form `name ttl class type data`")
-    name, ttl, rdclass, rdtype, data = fields
+def parse_record(text: str) -> list[dns.rrset.RRset]:
+    """Read a record in zone-file form; TTL and class may be left out. Raises ValueError when it is none."""
     try:
-        return dns.rrset.from_text(
-            name if name.endswith(".") else f"{name}.", dns.ttl.from_text(ttl), rdclass, rdtype, data
-        )
-    except dns.exception.DNSException as error:
-        raise ValueError(f"{text!r} is not a resource record: {error}") from error
+        found = dns.zonefile.read_rrsets(text, rdclass=None, default_ttl=PREDEFINED_TTL)
+    except (dns.exception.DNSException, ValueError) as error:
+        raise ValueError(f"{text!r} is not a resource record such as `name. IN A 192.0.2.1`: {error}") from error
+    if not found:
+        raise ValueError(f"{text!r} is not a resource record such as `name. IN A 192.0.2.1`")
+    return found
 
 
 def subnet_option(text: str) -> bytes:

@@ -9,6 +9,7 @@ import dns.rcode
 from shared.config import DnsConfig, DnsRule, DnsServer, Logical, Match, RuleSet, Strategy, set_fields
 from shared.rules.flow import Ends, Flow
 from shared.rules.matcher import Compiler, NeedProcess
+from workers.dns.answers import parse_record, subnet_option
 from workers.dns.wire import Query, name_text
 
 __all__ = ["Choice", "Chooser", "Verdict", "flow_of", "parse_rcode"]
@@ -48,7 +49,15 @@ class Chooser:
     """
 
     def __init__(self, config: DnsConfig, rule_sets: Iterable[RuleSet], compiler: Compiler) -> None:
-        """Raises ValueError for an address or regular expression that is none."""
+        """Raises ValueError for an address, record or regular expression that is none."""
+        for rule in config.rules:
+            for text in rule.answer:
+                parse_record(text)
+            parse_rcode(rule.rcode)
+        subnets = [config.client_subnet, *(server.client_subnet for server in config.servers)]
+        for subnet in (*subnets, *(rule.client_subnet for rule in config.rules)):
+            if subnet is not None:
+                subnet_option(subnet)
         sets = {rule_set.tag: rule_set for rule_set in rule_sets}
         self._servers = {server.tag: server for server in config.servers}
         self._config = config

@@ -34,14 +34,14 @@ def test_rcode() -> None:
 
 
 def test_predefined_records() -> None:
-    records = ['example.com 60 IN TXT "some text"', "example.com. 60 IN A 192.0.2.7"]
+    records = ['example.com. 60 IN TXT "some text"', "example.com. IN A 192.0.2.7"]
     assert texts(predefined_reply(query(), 0, records)) == [
-        "example.com. 60 A 192.0.2.7",
         'example.com. 60 TXT "some text"',
+        "example.com. 600 A 192.0.2.7",
     ]
 
 
-@pytest.mark.parametrize("record", ["nothing", "example.com 60 IN A not-an-address", "example.com x IN A 192.0.2.1"])
+@pytest.mark.parametrize("record", ["nothing", "example.com 60 IN A not-an-address", ""])
 def test_predefined_record_that_is_none(record: str) -> None:
     with pytest.raises(ValueError, match="is not"):
         predefined_reply(query(), 0, [record])
