@@ -57,6 +57,19 @@ def test_limits_of_the_workers_can_all_be_set() -> None:
     assert set(definitions["UdpOptions"]["properties"]) == set(UdpConfig.__struct_fields__) - {"idle_timeout"}
 
 
+def test_every_key_that_does_something_is_in_the_documentation() -> None:
+    text = (FILE.parent / "configuration.md").read_text()
+    definitions = json.loads(json_schema())["$defs"]
+    silent = set(definitions["ListenerOptions"]["properties"]) | {"$schema"}
+    keys = {
+        key
+        for definition in definitions.values()
+        for key, schema in definition["properties"].items()
+        if not schema.get("deprecated")
+    }
+    assert {key for key in keys - silent if key not in text} == set()
+
+
 VALID: list[Any] = [{}, ONE_FOURTEEN, {**BASE, **MODERN}, {"engine": {"workers": 3, "metrics": "off"}, "$schema": "x"}]
 INVALID: list[Any] = [
     [],
