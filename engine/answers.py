@@ -7,14 +7,14 @@ from itertools import count
 
 from engine.supervisor import Supervisor
 from shared.config import Policy
-from shared.control import Delay, Flows, ListFlows, Reload, Reloaded, TestDelay
+from shared.control import Delay, Flows, FromMaster, ListFlows, LookedUp, LookUp, Reload, Reloaded, TestDelay
 
 __all__ = ["Answers"]
 
 TIMEOUT = 5.0
 """Seconds for all workers to answer; what one has not said by then is not waited for."""
 
-Answer = Flows | Delay | Reloaded
+Answer = Flows | Delay | LookedUp | Reloaded
 
 
 @dataclass
@@ -57,17 +57,18 @@ class Answers:
     async def test_delay(self, outbound: str, url: str, timeout: float) -> Delay:
         """Fetch `url` through an outbound, in one worker; return how long that took, or why it failed."""
 
-        def ask(number: int) -> list[int]:
-            question = TestDelay(number, outbound, url, timeout)
-            for worker in self._supervisor.workers:
-                if self._supervisor.send(worker.index, question):
-                    return [worker.index]
-            return []
-
-        for _, answer in await self._ask(ask, timeout + TIMEOUT):
+        answers = await self._ask_one(lambda number: TestDelay(number, outbound, url, timeout), timeout + TIMEOUT)
+        for _, answer in answers:
             if isinstance(answer, Delay):
                 return answer
         return Delay(0, None, "no worker answered")
+
+    async def look_up(self, name: str, timeout: float) -> LookedUp:
+        """Look a name up past all proxies, in one worker."""
+        for _, answer in await self._ask_one(lambda number: LookUp(number, name), timeout):
+            if isinstance(answer, LookedUp):
+                return answer
+        return LookedUp(0, (), "no worker answered")
 
     async def reload(self, policy: Policy) -> dict[int, str | None]:
         """Have all workers follow `policy`; return what each has said: None for yes, else why not.
@@ -77,6 +78,16 @@ class Answers:
         """
         answers = await self._ask(lambda number: self._supervisor.send_all(Reload(number, policy)), TIMEOUT)
         return {worker: answer.error for worker, answer in answers if isinstance(answer, Reloaded)}
+
+    async def _ask_one(self, question: Callable[[int], FromMaster], timeout: float) -> list[tuple[int, Answer]]:
+        """Ask the first worker that listens."""
+
+        def send(number: int) -> list[int]:
+            asked = question(number)
+            running = (worker.index for worker in self._supervisor.workers)
+            return [index for index in running if self._supervisor.send(index, asked)][:1]
+
+        return await self._ask(send, timeout)
 
     async def _ask(self, send: Callable[[int], list[int]], timeout: float) -> list[tuple[int, Answer]]:
         """Send a question with a new number; `send` returns whom. Returns what has come when all have answered, or in time."""

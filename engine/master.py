@@ -36,6 +36,7 @@ from engine.netconf import Network, front
 from engine.network_plan import FWMARK, network_plan
 from engine.notify import notify, watchdog_interval
 from engine.owners import FlowOwners, open_owners
+from engine.proxy_names import ProxyNames
 from engine.reload import Reloader
 from engine.requests import Measure, Reload, Reply, Request, Stop
 from engine.run.network import PrivateNetwork
@@ -47,7 +48,18 @@ from engine.udp_support import UdpOfProxies
 from engine.users import HTTP_UID, WORKER_UID
 from engine.watchdog import CHECK_INTERVAL, Watchdog
 from shared.config import Policy, ProxyOutbound, WorkerConfig
-from shared.control import Delay, FindProcess, Flows, LoopSuspected, Measured, Reloaded, UdpSupport, Used
+from shared.control import (
+    Delay,
+    FindProcess,
+    Flows,
+    LookedUp,
+    LoopSuspected,
+    Measured,
+    ProxyFailing,
+    Reloaded,
+    UdpSupport,
+    Used,
+)
 from shared.pool import Pool, PoolLayout
 from shared.system import user_exists
 
@@ -103,6 +115,7 @@ class _Master:
     supervisor: Supervisor
     groups: Groups
     answers: Answers
+    proxy_names: ProxyNames
     ingress: Ingress
     inspector: Inspector
     reloader: Reloader
@@ -142,13 +155,13 @@ class _Master:
 
         self.owners = open_owners(self.pool.counters[options.workers], network, options.sock_diag)
         undo.push_async_callback(self.owners.close)
+        self.reloader = Reloader(
+            config, options.command_line, network=network, put_in_force=self._put_in_force, counted=self.counted
+        )  # fmt: skip
         await self._start_workers(layout, undo)
         for remark in await network.apply(network_plan(config, self.tun)):
             log.warning("%s", remark)
         self._start_ingress(undo)
-        self.reloader = Reloader(
-            config, options.command_line, network=network, put_in_force=self._put_in_force, counted=self.counted
-        )  # fmt: skip
         self.inspector = Inspector(
             tun=self.tun,
             pool=self.pool,
@@ -241,6 +254,8 @@ class _Master:
         undo.push_async_callback(self.supervisor.stop)
         self.groups = Groups(self.supervisor, config.policy)
         self.answers = Answers(self.supervisor)
+        self.proxy_names = ProxyNames(lambda: self.reloader.config, self.answers.look_up, self.reloader.move)
+        undo.push_async_callback(self.proxy_names.close)
         await self.supervisor.start()
 
     def _start_ingress(self, undo: AsyncExitStack) -> None:
@@ -322,7 +337,9 @@ class _Master:
                 self.groups.on_measured(worker, report)
             case Used():
                 self.groups.on_used(worker, report)
-            case Flows() | Delay() | Reloaded():
+            case ProxyFailing():
+                self.proxy_names.on_failing()
+            case Flows() | Delay() | LookedUp() | Reloaded():
                 self.answers.on_answer(worker, report)
             case FindProcess():
                 self.owners.answer(worker, report, self.supervisor.send)

@@ -10,7 +10,7 @@ What cannot be changed while the tun stands (its addresses, limits, HTTP) is nam
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
@@ -21,7 +21,7 @@ from engine.config.resolve import ResolveError, upstream_addresses
 from engine.http.listen import ListenError
 from engine.netconf import Network, NetworkError
 from engine.requests import Reloaded
-from shared.config import Policy, ProxyOutbound
+from shared.config import OutboundConfig, Policy, ProxyOutbound
 
 __all__ = ["Reloader"]
 
@@ -90,8 +90,32 @@ class Reloader:
         self.config = msgspec.structs.replace(old, **{name: getattr(new, name) for name in SWAPPED})
         return Reloaded(remarks=remarks)
 
+    async def move(self, found: Mapping[str, tuple[str, ...]]) -> list[str]:
+        """Have new flows go to proxies at other addresses, by name of their hosts; return why that cannot be done.
+
+        The addresses bypass the tun before they are dialled.
+        """
+        async with self._one_at_a_time:
+            outbounds = tuple(_moved(outbound, found) for outbound in self.config.policy.outbounds)
+            policy = msgspec.structs.replace(self.config.policy, outbounds=outbounds)
+            try:
+                await self._network.bypass(dict.fromkeys(address for several in found.values() for address in several))
+            except NetworkError as error:
+                return [str(error)]
+            errors = await self._put_in_force(self._with_rows(policy))
+            if not errors:
+                self.config = msgspec.structs.replace(self.config, policy=policy)
+            return errors
+
     def _with_rows(self, policy: Policy) -> Policy:
         return msgspec.structs.replace(policy, counted=tuple(self._counted))
+
+
+def _moved(outbound: OutboundConfig, found: Mapping[str, tuple[str, ...]]) -> OutboundConfig:
+    if not isinstance(outbound, ProxyOutbound) or outbound.proxy.host not in found:
+        return outbound
+    proxy = msgspec.structs.replace(outbound.proxy, addresses=found[outbound.proxy.host])
+    return msgspec.structs.replace(outbound, proxy=proxy)
 
 
 def _addresses(config: EngineConfig) -> dict[str, tuple[str, ...]]:

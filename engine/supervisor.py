@@ -100,6 +100,7 @@ class _Worker:
 Report = (
     control.Reloaded
     | control.UdpSupport
+    | control.ProxyFailing
     | control.FindProcess
     | control.LoopSuspected
     | control.Measured
@@ -107,6 +108,7 @@ Report = (
     | control.Flows
     | control.Delay
     | control.Usage
+    | control.LookedUp
 )
 """What workers say beside how they themselves stand."""
 

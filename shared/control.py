@@ -3,6 +3,7 @@
 start      Configure -> Ready | Failed          reload   Reload -> Reloaded
 routing    FindProcess -> ProcessFound, LoopSuspected          groups   Select, Used; Measured, Used
 views      ListFlows -> Flows ...; CloseFlow; Usage    TestDelay -> Delay
+names      ProxyFailing, LookUp -> LookedUp
 end        Stop
 """
 
@@ -24,10 +25,13 @@ __all__ = [
     "FromMaster",
     "FromWorker",
     "ListFlows",
+    "LookUp",
+    "LookedUp",
     "LoopSuspected",
     "Measured",
     "Message",
     "ProcessFound",
+    "ProxyFailing",
     "Ready",
     "Reload",
     "Reloaded",
@@ -110,6 +114,13 @@ class TestDelay(msgspec.Struct, tag="test_delay", frozen=True):
     outbound: str
     url: str
     timeout: float
+
+
+class LookUp(msgspec.Struct, tag="look_up", frozen=True):
+    """Look a name up past all proxies, as the machine's own resolver configuration says. Answered by LookedUp."""
+
+    id: int
+    name: str
 
 
 # worker -> master
@@ -261,11 +272,36 @@ class Delay(msgspec.Struct, tag="delay", frozen=True):
     error: str = ""
 
 
+class LookedUp(msgspec.Struct, tag="looked_up", frozen=True):
+    """Answers LookUp."""
+
+    id: int
+    addresses: tuple[str, ...]
+    """Empty: there are none, or nobody could be asked; `error` says which."""
+    error: str = ""
+
+
+class ProxyFailing(msgspec.Struct, tag="proxy_failing", frozen=True):
+    """A proxy cannot be used; told now and then while that lasts."""
+
+
 FromMaster = (
-    Configure | Stop | Reload | ProcessFound | Select | Egress | ListFlows | CloseFlow | TestDelay | Used
+    Configure | Stop | Reload | ProcessFound | Select | Egress | ListFlows | CloseFlow | TestDelay | LookUp | Used
 )  # Used: passed on to worker 0
 FromWorker = (
-    Ready | Failed | Reloaded | UdpSupport | FindProcess | LoopSuspected | Measured | Used | Flows | Delay | Usage
+    Ready
+    | Failed
+    | Reloaded
+    | UdpSupport
+    | ProxyFailing
+    | FindProcess
+    | LoopSuspected
+    | Measured
+    | Used
+    | Flows
+    | Delay
+    | LookedUp
+    | Usage
 )
 Message = FromMaster | FromWorker
 

@@ -99,6 +99,8 @@ async def _serve(
                 relay.close_flow(message.flow)
             case control.TestDelay():
                 relay.test_delay(message)
+            case control.LookUp():
+                relay.look_up(message)
 
     # The end of the channel is the end of the master.
     channel = channel_to_master(loop, control_socket, on_control, stopped.set)

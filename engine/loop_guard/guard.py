@@ -65,6 +65,7 @@ class LoopGuard:
                 loop.create_task(self._apply_changes(), name="bypass"),
                 loop.create_task(self._expire_for_ever(), name="expire servers"),
             ]
+        self._tasks = [task for task in self._tasks if not task.done()]
         self._tasks.append(loop.create_task(self._look_first(self._proxies), name="look first"))
 
     async def _look_first(self, proxies: LocalProxies) -> None:

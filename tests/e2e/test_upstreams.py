@@ -1,6 +1,8 @@
 """Every kind of proxy: an application that knows nothing of it reaches TCP and UDP servers, or is refused honestly."""
 
 import hashlib
+import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import pytest
 
 from tests.support import upstreams
 from tests.support.engine import running_engine
-from tests.support.netns import TARGET_V4, TARGET_V6, Topology
-from tests.support.sockets import udp_socket
+from tests.support.netns import PROXY_V4, TARGET_V4, TARGET_V6, Topology, wait_until
+from tests.support.sockets import flow, listening, receive, udp_socket
 from tests.support.upstreams import Upstream, needs, targets
 
 pytestmark = pytest.mark.e2e
@@ -70,3 +72,37 @@ def udp_echo(net: Topology, wildcard: str, host: str) -> bytes:
         sock.connect((host, 7))
         sock.send(b"hello")
         return sock.recv(100)
+
+
+def test_proxy_whose_name_has_moved_is_followed_and_let_out_beside_the_tun(
+    net: Topology, tmp_path: Path, run_dir: Path
+) -> None:
+    hosts, elsewhere = tmp_path / "hosts", "198.51.100.77"
+    net.internet.run("ip", "addr", "add", f"{elsewhere}/32", "dev", "lo")
+    private = ("unshare", "--mount", "sh", "-c", f"mount --bind '{hosts}' /etc/hosts && exec \"$@\"", "sh")
+    hosts.write_text(f"{PROXY_V4} proxy.example\n")
+    with ExitStack() as first, listening(net, TARGET_V4) as server:
+        first.enter_context(upstreams.embedded(net.internet))
+        with (
+            running_engine(net.client, run_dir, proxy="socks5://proxy.example:1080", wrapper=private) as engine,
+            upstreams.embedded(net.internet, host=elsewhere),
+        ):
+            assert reaches(net, server)
+            first.close()
+            assert not reaches(net, server)
+            hosts.write_text(f"{elsewhere} proxy.example\n")
+            assert net.client.route_to(elsewhere)["dev"] == "tun0"
+            wait_until(lambda: reaches(net, server), 30, what="the proxy at its new address")
+            assert net.client.route_to(elsewhere)["dev"] == "uplink"
+            assert f"the proxy proxy.example has moved to {elsewhere}: new flows go there" in engine.log
+
+
+def reaches(net: Topology, server: socket.socket) -> bool:
+    """Whether an application reaches a server."""
+    try:
+        app, peer = flow(net, server)
+    except OSError:
+        return False
+    with app, peer:
+        app.sendall(b"hello")
+        return receive(peer, 5) == b"hello"

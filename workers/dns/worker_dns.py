@@ -53,6 +53,7 @@ class WorkerDns:
         self._own = own
         self._fake_ip = fake_ip
         self._service: DnsService | None = None
+        self._system: DnsService | None = None  # for names that are looked up past all proxies, whatever the policy
         self._loaded: tuple[object, ...] = ()
         self._strategy: Strategy | None = None
         self._final: Outbound | None = None
@@ -99,13 +100,20 @@ class WorkerDns:
         if loaded == self._loaded:
             return  # and the cache stays
         self._loaded = loaded
+        if self._system is None:
+            self._system = self._new_service(SYSTEM, Chooser(SYSTEM, (), Compiler(())), {}, direct)
         if self._service is not None:
             # Who waits for an answer gets it yet.
             self._loop.call_later(config.timeout, self._service.close)
+        self._service = self._new_service(config, chooser, outbounds, direct)
+
+    def _new_service(
+        self, config: DnsConfig, chooser: Chooser, outbounds: Mapping[str, Outbound], direct: Outbound
+    ) -> DnsService:
         servers = build_servers(
             self._loop, config, outbounds, direct, names=self._names.fake, own=self._own, on_silence=self._doubt
         )
-        self._service = DnsService(
+        return DnsService(
             self._loop,
             config,
             chooser,
@@ -117,8 +125,9 @@ class WorkerDns:
 
     def close(self) -> None:
         """Give up what is under way and close all connections."""
-        if self._service is not None:
-            self._service.close()
+        for service in self._service, self._system:
+            if service is not None:
+                service.close()
         for probe in self._probes.values():
             probe.close()
 
@@ -173,5 +182,13 @@ class WorkerDns:
                 disable_cache=how.disable_cache,
                 rewrite_ttl=how.rewrite_ttl,
             )
+        except LookupFailed as error:
+            raise DestinationRefused(str(error), Refusal.HOST_UNREACHABLE) from error
+
+    async def look_up_directly(self, name: str) -> Sequence[bytes]:
+        """Return the packed addresses of `name`, as the machine's own resolver says, past all proxies. Raises UpstreamError."""
+        assert self._system is not None, "a policy is loaded before anybody asks"
+        try:
+            return await look_up(self._system, name, disable_cache=True)
         except LookupFailed as error:
             raise DestinationRefused(str(error), Refusal.HOST_UNREACHABLE) from error

@@ -24,12 +24,12 @@ from workers.relay.services import DnsService
 from workers.relay.tcp_relay import TcpRelay
 from workers.relay.udp_relay import UdpRelay
 from workers.stack.stack import Stack
-from workers.upstream import ProxyFailed
+from workers.upstream import ProxyFailed, UpstreamError
 from workers.upstream.build import Outbounds, Surroundings
 from workers.upstream.egress import Egress
 from workers.upstream.fetch import FetchFailed, measure
 from workers.upstream.group import ChosenMember
-from workers.upstream.sockets import networks
+from workers.upstream.sockets import address_text, networks
 from workers.upstream.urltest import Urltest
 
 __all__ = ["Relay"]
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 LOG_INTERVAL = 10.0
 """Seconds between two lines about proxies that fail: they fail for every flow."""
+TELL_INTERVAL = 1.0
+"""Seconds between two messages to the master about them."""
 COUNT_INTERVAL = 5.0
 """Seconds between two additions of flows' bytes to those of their outbounds and programs."""
 OWNERS_AT_ONCE = 256
@@ -89,6 +91,7 @@ class Relay:
         self.on_syn = self._tcp.on_syn
         self.on_datagram = self._udp.on_datagram
         self._log_again_at = 0.0
+        self._tell_again_at = 0.0
         self._failures_unsaid = 0
         self._tls: ssl.SSLContext | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -215,6 +218,18 @@ class Relay:
         else:
             self._tell(control.Delay(question.id, seconds))
 
+    def look_up(self, question: control.LookUp) -> None:
+        """Look a name up past all proxies and tell the master."""
+        self._start(self._answer_look_up(question))
+
+    async def _answer_look_up(self, question: control.LookUp) -> None:
+        try:
+            found = await self._dns.look_up_directly(question.name)
+        except UpstreamError as error:
+            self._tell(control.LookedUp(question.id, (), str(error)))
+        else:
+            self._tell(control.LookedUp(question.id, tuple(map(address_text, found))))
+
     # housekeeping
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> None:
@@ -237,6 +252,9 @@ class Relay:
 
     def _log_failure(self, error: ProxyFailed) -> None:
         now = monotonic()
+        if now >= self._tell_again_at:
+            self._tell_again_at = now + TELL_INTERVAL
+            self._tell(control.ProxyFailing())
         if now < self._log_again_at:
             self._failures_unsaid += 1
             return

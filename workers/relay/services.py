@@ -36,6 +36,9 @@ class DnsService(Protocol):
     def note_outbounds(self) -> None:
         """What outbounds carry, or which members groups have chosen, may have changed."""
 
+    async def look_up_directly(self, name: str) -> Sequence[bytes]:
+        """Return the packed addresses of `name`, as the machine's own resolver says, past all proxies. Raises UpstreamError."""
+
     def name_of(self, address: bytes) -> tuple[str | None, bool]:
         """Return the name that a packed address was given out for, and whether it is a fake one, which leads nowhere."""
 
