@@ -14,7 +14,7 @@ from engine.demo.service import ServiceError
 from loadtests.bench.lab import TARGET, BenchError, Lab
 from loadtests.bench.peers import Peer
 from loadtests.bench.results import Record
-from loadtests.bench.servers import ECHO_PORTS, HTTP_PORT, IPERF_PORT, iperf_server
+from loadtests.bench.servers import DNS_ZONE, ECHO_PORTS, HTTP_PORT, IPERF_PORT, dns_server, iperf_server
 
 __all__ = ["STEPS", "Bench", "Step", "measure_peer"]
 
@@ -22,6 +22,8 @@ MARGIN = 30.0
 """Seconds that a load may take beyond its duration before it has failed."""
 CONNECTION_THREADS = 8
 UDP_PORT = 7100
+DNS_NAMES = 100
+"""Different questions; each comes many times."""
 MIB = 1024 * 1024
 
 
@@ -125,6 +127,21 @@ def udp(bench: Bench, direction: str, size: int) -> list[Reading]:
     return [Reading(f"udp_{direction}_{size}", received / max(took, sending), f"offered {sent / sending:.0f}/s")]
 
 
+def dns(bench: Bench) -> list[Reading]:
+    """Queries that dnsperf had answered, after a first run of a second that fills the caches."""
+    lab = bench.lab
+    names = lab.write("names", "".join(f"name{number}.{DNS_ZONE} A\n" for number in range(DNS_NAMES)))
+    command = ["dnsperf", "-s", TARGET, "-d", str(names), "-c", "8", "-q", "100", "-l"]
+    with dns_server(lab):
+        lab.run(lab.client, [*command, "1"], 1 + MARGIN)
+        output = lab.run(lab.client, [*command, str(bench.seconds)], bench.seconds + MARGIN)
+    rate = re.search(r"Queries per second: +([\d.]+)", output)
+    lost = re.search(r"Queries lost: +(\d+)", output)
+    if rate is None or lost is None or not float(rate[1]):
+        raise BenchError(f"dnsperf got no answer: {output.strip()}")
+    return [Reading("dns", float(rate[1]), f"{lost[1]} lost" if int(lost[1]) else None)]
+
+
 def pss(bench: Bench, moment: str) -> list[Reading]:
     """Proportional set size of the peer's largest process; the note has all of them."""
     sizes = sorted((process.memory_full_info().pss / MIB for process in bench.peer.processes()), reverse=True)
@@ -148,6 +165,8 @@ def _steps() -> Iterator[Step]:
     for size in (200, 1400):
         for direction in ("up", "down"):
             yield Step((f"udp_{direction}_{size}",), partial(udp, direction=direction, size=size))
+    # proxychains carries no UDP: there is nothing to compare with outside an engine.
+    yield Step(("dns",), dns, tool=("dnsperf", "apt install dnsperf dnsmasq-base"), engine=("dns",))
     yield Step(("pss_loaded",), partial(pss, moment="loaded"), engine=("pss_loaded",))
 
 

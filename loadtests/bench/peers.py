@@ -168,9 +168,10 @@ class SingBox(Peer):
         }
         config = {
             "log": {"level": "error"},
+            "dns": {"servers": [{"type": "udp", "server": TARGET, "detour": "proxy"}]},
             "inbounds": [tun],
-            "outbounds": [{"type": "socks", "server": PROXY_HOST, "server_port": PROXY_PORT}],
-            "route": {"auto_detect_interface": True},
+            "outbounds": [{"type": "socks", "tag": "proxy", "server": PROXY_HOST, "server_port": PROXY_PORT}],
+            "route": {"auto_detect_interface": True, "rules": [{"port": 53, "action": "hijack-dns"}]},
         }
         return [sing_box_binary(), "run", "-c", str(lab.write("sing-box.json", json.dumps(config)))]
 

@@ -25,7 +25,15 @@ __all__ = ["PLOT_SUFFIXES", "load_json", "plot", "print_report", "save_json"]
 
 PLOT_SUFFIXES = (".png", ".svg")
 MISSING = "–"
-_GROUPS = {"TCP": "tcp_", "CPU": "cpu_", "UDP": "udp_", "connections": "connections", "HTTP": "http_", "PSS": "pss_"}
+_GROUPS = {
+    "TCP": "tcp_",
+    "CPU": "cpu_",
+    "UDP": "udp_",
+    "connections": "connections",
+    "HTTP": "http_",
+    "DNS": "dns",
+    "PSS": "pss_",
+}
 """Panel of the plot -> beginning of the names of its measures."""
 
 

@@ -7,10 +7,22 @@ from contextlib import ExitStack, contextmanager
 from engine.demo.service import Service
 from loadtests.bench.lab import PROXY_HOST, PROXY_PORT, TARGET, Lab, wait_listening
 
-__all__ = ["ECHO_PORTS", "HTTP_PORT", "IPERF_PORT", "SOCKS_PROGRAMS", "SOCKS_SERVERS", "iperf_server", "servers"]
+__all__ = [
+    "DNS_ZONE",
+    "ECHO_PORTS",
+    "HTTP_PORT",
+    "IPERF_PORT",
+    "SOCKS_PROGRAMS",
+    "SOCKS_SERVERS",
+    "dns_server",
+    "iperf_server",
+    "servers",
+]
 
 HTTP_PORT = 80
 IPERF_PORT = 5201
+DNS_PORT = 53
+DNS_ZONE = "example"
 ECHO_PORTS = range(7000, 7016)
 """Several, so that a short connection seldom meets the TIME_WAIT of an earlier one."""
 
@@ -111,4 +123,26 @@ def iperf_server(lab: Lab) -> Iterator[Service]:
     command = ["iperf3", "--server", "--one-off", "--bind", TARGET, "--port", str(IPERF_PORT)]
     with lab.start(lab.internet, "iperf3 server", command) as service:
         wait_listening(service, IPERF_PORT)
+        yield service
+
+
+@contextmanager
+def dns_server(lab: Lab) -> Iterator[Service]:
+    """Run a DNS server at TARGET that knows every name below DNS_ZONE. Raises BenchError."""
+    options = [
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+        "--pid-file=",
+        "--user=root",
+    ]
+    options += [
+        "--bind-interfaces",
+        f"--listen-address={TARGET}",
+        f"--address=/{DNS_ZONE}/{TARGET}",
+        "--local-ttl=3600",
+    ]
+    with lab.start(lab.internet, "dnsmasq", ["dnsmasq", *options]) as service:
+        wait_listening(service, DNS_PORT)
         yield service
