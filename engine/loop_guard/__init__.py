@@ -13,6 +13,8 @@ An address that the proxy contacts, and no application asked for, is one of its 
 later connections do not come to us at all. One that an application did ask for is not: the proxy merely carries the
 application's flow out by itself, and it leaves directly for this flow alone.
 
+Neither is a resolver of the machine fed to the proxy while that one waits for its answer.
+
 proxies    LocalProxies: the processes behind the upstreams, found again when they start later or restart
 servers    LearnedServers: what was asked for, what was learned; pure
 guard      LoopGuard: the two together, and the routes

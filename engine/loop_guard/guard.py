@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from time import monotonic
 from typing import Protocol
 
-from engine.loop_guard.proxies import Endpoint, LocalProxies
+from engine.loop_guard.proxies import DNS_PORT, Endpoint, LocalProxies
 from engine.loop_guard.servers import UNUSED_FOR, LearnedServers
 from engine.netconf import NetworkError
 from engine.processes import ProcessError
@@ -19,8 +19,6 @@ __all__ = ["Bypassing", "LoopGuard"]
 
 log = logging.getLogger(__name__)
 
-DNS_PORT = 53
-"""Servers asked there are the machine's resolvers, which applications ask too: they are not taken for the proxy's own."""
 CHANGES_MAX = 256
 """Changes of routes that may wait for the disk."""
 EXPIRE_INTERVAL = UNUSED_FOR / 4  # seconds
@@ -90,6 +88,9 @@ class LoopGuard:
         try:
             sock = await self._finder.find_socket(flow)
             proxy = await self._proxies.owner(sock) if sock is not None else None
+            is_question = flow.destination_port == DNS_PORT
+            if sock is not None and proxy is None and is_question and await self._proxies.waits_for(sock):
+                return await self._finder.owner(sock)
         except ProcessError as error:
             self._tell_failure(error)
             return None
@@ -122,6 +123,7 @@ class LoopGuard:
             log.warning("%s; the proxy on this machine must be let out by a rule", str(error).rstrip("."))
 
     def _may_be_server(self, flow: Ends) -> bool:
+        # Servers asked at port 53 are the machine's resolvers, which applications ask too.
         if flow.destination_port == DNS_PORT or self._changes.qsize() >= CHANGES_MAX:
             return False
         address = ip_address(flow.destination)

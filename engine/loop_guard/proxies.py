@@ -15,7 +15,7 @@ from engine.processes import Socket
 from engine.processes.finder import ProcessFinder
 from shared.process import ProcessInfo
 
-__all__ = ["Endpoint", "LocalProxies", "dynamic_forwards"]
+__all__ = ["DNS_PORT", "Endpoint", "LocalProxies", "dynamic_forwards"]
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,7 @@ Endpoint = tuple[bytes, int]
 
 ENDPOINTS_MAX = 16
 """Proxies that are followed, those of a chain among them."""
+DNS_PORT = 53
 INIT = 1
 """It holds the sockets of socket-activated services too, and everything is its child."""
 
@@ -115,6 +116,16 @@ class LocalProxies:
         await self.look()
         return sock.inode in self._view.sockets
 
+    async def waits_for(self, sock: Socket) -> bool:
+        """Tell whether a proxy waits for an answer of the program that a socket is of, which is a resolver of this machine.
+
+        The proxy looks its server up: had it to carry the resolver's question, it would wait for itself. Raises ProcessError.
+        """
+        if not self._view.proxies:
+            return False
+        await self.look()
+        return await self._finder.in_thread(self._is_asked, sock)
+
     def close(self) -> None:
         """Give up looking; whoever waits is cancelled."""
         for task in self._look_now, self._look_next:
@@ -182,6 +193,17 @@ class LocalProxies:
                     return endpoint
         return None
 
+    def _is_asked(self, sock: Socket) -> bool:
+        table = self._finder.table
+        ours = self._view.sockets
+        questions = [*table.connections("udp"), *table.connections("tcp")]
+        asked = {(one.remote, DNS_PORT) for one in questions if one.remote_port == DNS_PORT and one.inode in ours}
+        if not asked:
+            return False
+        servers = {one.inode for one in (*table.bound(DNS_PORT), *table.listeners()) if _serves(one, asked)}
+        holder = table.holders((sock.inode,), uids=(sock.uid,)).get(sock.inode)
+        return holder is not None and not servers.isdisjoint(table.sockets_of(holder.pid))
+
     # proxies that do not listen yet
 
     async def _starting(self, sock: Socket, silent: list[Endpoint]) -> ProcessInfo | None:
@@ -210,6 +232,11 @@ def _still_listens(known: _Proxy, listeners: list[Socket], held: Callable[[int],
     return (
         known.listeners == inodes and known.pids != () and not any(inodes.isdisjoint(held(pid)) for pid in known.pids)
     )
+
+
+def _serves(server: Socket, asked: Collection[Endpoint]) -> bool:
+    """Tell whether a socket is one that was asked."""
+    return any(port == server.local_port and server.local in (address, bytes(4), bytes(16)) for address, port in asked)
 
 
 def _reached(endpoint: Endpoint, listeners: Iterable[Socket]) -> list[Socket]:

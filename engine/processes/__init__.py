@@ -76,6 +76,9 @@ class ProcessTable(Protocol):
     def listeners(self) -> list[Socket]:
         """Return all listening TCP sockets. Call it in a thread."""
 
+    def bound(self, port: int) -> list[Socket]:
+        """Return all sockets that take datagrams at a UDP port. Call it in a thread."""
+
     def connections(self, network: Network) -> list[Socket]:
         """Return all connected sockets. Call it in a thread."""
 

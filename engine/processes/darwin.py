@@ -81,6 +81,10 @@ class DarwinProcessTable:
         """See ProcessTable.listeners."""
         return [_as_socket(one) for one in self._records("tcp") if not one.remote_port and one.local_port]
 
+    def bound(self, port: int) -> list[Socket]:
+        """See ProcessTable.bound."""
+        return [_as_socket(one) for one in self._records("udp") if one.local_port == port]
+
     def connections(self, network: Network) -> list[Socket]:
         """See ProcessTable.connections."""
         return [_as_socket(one) for one in self._records(network) if one.remote_port]

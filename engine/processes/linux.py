@@ -50,6 +50,10 @@ class LinuxProcessTable:
         """See ProcessTable.listeners."""
         return self._slow.listeners()
 
+    def bound(self, port: int) -> list[Socket]:
+        """See ProcessTable.bound."""
+        return self._slow.bound(port)
+
     def connections(self, network: Network) -> list[Socket]:
         """See ProcessTable.connections."""
         return self._slow.connections(network)

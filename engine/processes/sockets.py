@@ -76,15 +76,19 @@ class SocketQueries:
         """See ProcessTable.listeners."""
         return self._all(TCP, State.LISTEN)
 
+    def bound(self, port: int) -> list[Socket]:
+        """See ProcessTable.bound."""
+        return self._all(UDP, State.ALL, local_port=port)
+
     def connections(self, network: Network) -> list[Socket]:
         """See ProcessTable.connections."""
         return self._all(_PROTOCOLS[network], State.ESTABLISHED | State.SYN_SENT)
 
-    def _all(self, protocol: int, states: int) -> list[Socket]:
+    def _all(self, protocol: int, states: int, *, local_port: int = 0) -> list[Socket]:
         return [
             found
             for family in (AF_INET, AF_INET6)
-            for found in self._dump(family, protocol, states=states)
+            for found in self._dump(family, protocol, states=states, local_port=local_port)
             if found.inode
         ]
 

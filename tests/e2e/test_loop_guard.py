@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.demo.service import Service
+from tests.support.dns_servers import OTHER_SERVER, unbound
 from tests.support.engine import Engine, running_engine
 from tests.support.netns import (
     CLIENT_V4,
@@ -22,7 +24,14 @@ from tests.support.netns import (
     wait_until,
 )
 from tests.support.sockets import connect, flow, listening, udp_socket
-from tests.support.upstreams import targets, tinyproxy_process, v2ray_process, vmess_client, vmess_server
+from tests.support.upstreams import (
+    needs,
+    targets,
+    tinyproxy_process,
+    v2ray_process,
+    vmess_client,
+    vmess_server,
+)
 
 pytestmark = pytest.mark.e2e
 
@@ -218,3 +227,52 @@ def test_circle_that_nobody_can_see_is_cut_and_named_and_the_named_rule_opens_it
         running_engine(net.client, run_dir, "-c", str(config), proxy=None),
     ):
         assert_carried(net)
+
+
+STUB = "127.0.0.53"
+STUB_CONFIG = f"""
+server:
+    chroot: ""
+    username: ""
+    directory: "{{work}}"
+    pidfile: ""
+    use-syslog: no
+    interface: {STUB}
+    do-not-query-localhost: no
+    module-config: "iterator"
+    cache-max-ttl: 0
+forward-zone:
+    name: "."
+    forward-addr: {OTHER_SERVER}
+"""
+
+
+@pytest.fixture
+def stub_resolver(net: Topology, tmp_path: Path) -> Iterator[list[str]]:
+    """A resolver on the client's loopback, as systemd-resolved is one; yields what lets a command use it."""
+    config, resolv_conf = tmp_path / "stub.conf", tmp_path / "stub-resolv.conf"
+    config.write_text(STUB_CONFIG.format(work=tmp_path))
+    resolv_conf.write_text(f"nameserver {STUB}\n")
+    with net.client.entered():
+        service = Service("stub", [needs("unbound", "unbound"), "-d", "-c", str(config)])
+    with service:
+        service.wait_for("start of service", 20)
+        yield ["unshare", "--mount", "sh", "-c", f"mount --bind '{resolv_conf}' /etc/resolv.conf && exec \"$@\"", "sh"]
+
+
+def test_resolver_of_the_machine_may_answer_the_proxy(
+    net: Topology, tmp_path: Path, run_dir: Path, stub_resolver: list[str]
+) -> None:
+    """V2Ray asks 127.0.0.53 for its server, and that one asks the internet: through the proxy, it would wait for itself."""
+    local_data = f'local-data: "vmess.example. 0 IN A {SERVER}"'
+    with (
+        unbound(net.internet, tmp_path, OTHER_SERVER, name="other", options=[local_data]),
+        vmess_server(net.internet, tmp_path, host=SERVER),
+        targets(net.internet),
+        vmess_client(net.client, tmp_path, server="vmess.example", wrapper=stub_resolver),
+        running_engine(net.client, run_dir, proxy=PROXY),
+    ):
+        assert_carried(net)
+        dig = needs("dig", "bind9-dnsutils")
+        answer = net.client.run(*stub_resolver, dig, "+short", "+tries=2", "web.example")
+        assert answer.split() == [TARGET_V4], "applications are answered too"

@@ -252,25 +252,38 @@ def vmess_server(internet: Namespace, work: Path, *, host: str, port: int = 8443
 
 
 def vmess_client(
-    client: Namespace, work: Path, *, server: str, server_port: int = 8443, host: str = "127.0.0.1", port: int = PORT
+    client: Namespace,
+    work: Path,
+    *,
+    server: str,
+    server_port: int = 8443,
+    host: str = "127.0.0.1",
+    port: int = PORT,
+    wrapper: Sequence[str] = (),
 ) -> AbstractContextManager[None]:
-    """V2Ray as on a user's machine: SOCKS on loopback, everything to the server."""
+    """V2Ray as on a user's machine: SOCKS on loopback, everything to the server. `wrapper`: runs the command behind it."""
     settings = {"auth": "noauth", "udp": True, "ip": host}
     inbound = {"listen": host, "port": port, "protocol": "socks", "settings": settings}
     user = {"id": VMESS_ID, "alterId": 0, "security": "auto"}
     vnext = [{"address": server, "port": server_port, "users": [user]}]
     outbound = {"protocol": "vmess", "settings": {"vnext": vnext}}
-    return v2ray_process(client, work, inbound, outbound, host=host, port=port)
+    return v2ray_process(client, work, inbound, outbound, host=host, port=port, wrapper=wrapper)
 
 
 def v2ray_process(
-    namespace: Namespace, work: Path, inbound: dict[str, Any], *outbounds: dict[str, Any], host: str, port: int
+    namespace: Namespace,
+    work: Path,
+    inbound: dict[str, Any],
+    *outbounds: dict[str, Any],
+    host: str,
+    port: int,
+    wrapper: Sequence[str] = (),
 ) -> AbstractContextManager[None]:
     """V2Ray with one inbound; the first outbound is the default."""
     config = {"log": {"loglevel": "warning"}, "inbounds": [inbound], "outbounds": outbounds}
     path = work / f"v2ray-{host}-{port}.json"
     path.write_bytes(msgspec.json.encode(config))
-    return _daemon(namespace, [needs("v2ray", "v2ray"), "-config", str(path)], host=host, port=port)
+    return _daemon(namespace, [*wrapper, needs("v2ray", "v2ray"), "-config", str(path)], host=host, port=port)
 
 
 _TINYPROXY = """

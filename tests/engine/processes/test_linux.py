@@ -137,6 +137,17 @@ def test_listener_is_what_a_connection_would_reach(table: ProcessTable, bind: st
     assert table.listener(LOOPBACK[4], port) is None
 
 
+def test_bound_sockets_are_those_of_the_port(table: ProcessTable) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as v4,
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other,
+    ):
+        v4.bind(("127.0.0.1", 0))
+        other.bind(("::1", 0))
+        assert [found.inode for found in table.bound(v4.getsockname()[1])] == [inode_of(v4)]
+        assert [found.inode for found in table.bound(other.getsockname()[1])] == [inode_of(other)]
+
+
 def test_connections_hold_both_ends_and_no_listener(table: ProcessTable) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as app:
         peer, _ = server.accept()
