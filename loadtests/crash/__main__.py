@@ -11,6 +11,7 @@ from pathlib import Path
 from time import monotonic
 
 from loadtests.crash.journal import journal_faults
+from loadtests.crash.processes import process_faults
 from loadtests.crash.report import Finding, as_json, as_markdown, print_findings
 from tests.support.netns import leaving_nothing
 
@@ -18,6 +19,7 @@ __all__ = ["main"]
 
 PARTS: dict[str, Callable[..., Iterator[Finding]]] = {
     "journal": journal_faults,
+    "processes": process_faults,
 }
 
 
