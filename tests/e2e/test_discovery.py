@@ -39,18 +39,18 @@ def test_real_proxy_is_known_by_what_it_speaks(
 ) -> None:
     with start(net.internet, tmp_path) as url, net.client.entered():
         proxy = parse_proxy_url(url)
-        assert asyncio.run(probe(proxy, timeout=3.0)) == with_password
+        assert asyncio.run(probe(proxy, timeout=6.0)) == with_password
         stranger = msgspec.structs.replace(proxy, username=None, password=None)
-        assert asyncio.run(probe(stranger, timeout=3.0)) == without
+        assert asyncio.run(probe(stranger, timeout=6.0)) == without
         if with_password != without:
             wrong = msgspec.structs.replace(proxy, password="wrong")
-            found = asyncio.run(probe(wrong, timeout=3.0))
+            found = asyncio.run(probe(wrong, timeout=6.0))
             assert REFUSED in (found.socks5, found.http)
 
 
 def test_web_server_is_no_proxy(net: Topology) -> None:
     with targets(net.internet), net.client.entered():
-        found = asyncio.run(probe(parse_proxy_url(f"http://{TARGET_V4}:80"), timeout=3.0))
+        found = asyncio.run(probe(parse_proxy_url(f"http://{TARGET_V4}:80"), timeout=6.0))
     assert found.trouble == "speaks no protocol of proxies"
 
 

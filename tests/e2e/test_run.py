@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.dns_servers import PUBLIC_SERVER, unbound
 from tests.support.engine import ENGINE, running_engine
 from tests.support.netns import TAG_VARIABLE, TARGET_V4, TARGET_V6, Topology, wait_until
 from tests.support.upstreams import embedded, microsocks, needs, targets
@@ -287,6 +288,18 @@ def test_stub_resolver_is_replaced_for_the_command_alone(net: Topology, tmp_path
         ["unshare", "--mount", "sh", "-c", script, "sh", *inner], capture_output=True, text=True, timeout=TIMEOUT
     )
     assert shown.stdout == "search lan\nnameserver 198.18.0.2\nnameserver fdfe:dcba:9876::2\n" + stub.read_text()
+
+
+@pytest.mark.usefixtures("local_proxy")
+def test_names_are_found_through_the_proxy(net: Topology, tmp_path: Path) -> None:
+    """The machine's resolver is a stub on loopback, which the command cannot reach."""
+    stub = tmp_path / "resolv.conf"
+    stub.write_text("nameserver 127.0.0.53\n")
+    inner = run_command(net, needs("curl", "curl"), "-sS", "--max-time", "30", "http://web.example/page")
+    private = ["unshare", "--mount", "sh", "-c", f"mount --bind '{stub}' /etc/resolv.conf && exec \"$@\"", "sh"]
+    with unbound(net.internet, tmp_path, PUBLIC_SERVER, name="public"):
+        done = subprocess.run([*private, *inner], capture_output=True, text=True, timeout=TIMEOUT)
+    assert (done.stdout, done.stderr) == (PAGE, "")
 
 
 @pytest.mark.usefixtures("local_proxy")
