@@ -117,7 +117,7 @@ class Namespace:
                 state[what] = [_steady(entry) for entry in json.loads(ip("-j", *query) or "[]")]
             state["nft"] = subprocess.run(["nft", "-s", "list", "ruleset"], capture_output=True, text=True).stdout
             # /proc/sys/net shows the namespace of the thread that reads it.
-            state["sysctl"] = {str(path): path.read_text() for path in _parameters()}
+            state["sysctl"] = {str(path): value for path in _parameters() if (value := _value(path)) is not None}
         state["resolver"] = Path("/etc/resolv.conf").read_bytes()
         return state
 
@@ -140,6 +140,14 @@ def _parameters() -> list[Path]:
     net = Path("/proc/sys/net")
     found = [*net.glob("ipv4/*"), *net.glob("ipv6/*"), *net.glob("ipv[46]/conf/*/*")]
     return sorted(path for path in found if path.name not in _UNREADABLE and path.is_file())
+
+
+def _value(path: Path) -> str | None:
+    """Of a kernel parameter; None when its interface has gone meanwhile."""
+    try:
+        return path.read_text()
+    except OSError:
+        return None
 
 
 _UNREADABLE = ("stable_secret", "route_flush", "flush", "tcp_fastopen_key")
