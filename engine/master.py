@@ -19,6 +19,7 @@ from time import monotonic
 
 import msgspec
 
+from engine import resolved
 from engine.answers import Answers
 from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
@@ -33,7 +34,7 @@ from engine.ingress import Ingress
 from engine.inspector import Inspector
 from engine.limits import Limits, find_limits, raise_file_limit
 from engine.netconf import Network, front
-from engine.network_plan import FWMARK, network_plan
+from engine.network_plan import FWMARK, answers_every_server, network_plan
 from engine.notify import notify, watchdog_interval
 from engine.owners import FlowOwners, open_owners
 from engine.proxy_names import ProxyNames
@@ -161,6 +162,10 @@ class _Master:
         await self._start_workers(layout, undo)
         for remark in await network.apply(network_plan(config, self.tun)):
             log.warning("%s", remark)
+        if options.tun is None and config.tun.auto_route and answers_every_server(config):
+            here = config.policy.loop_guard
+            if await resolved.announce(self.tun.name, config.tun.dns_addresses, proxy_is_here=here):
+                undo.push_async_callback(resolved.revert, self.tun.name)
         self._start_ingress(undo)
         self.inspector = Inspector(
             tun=self.tun,
