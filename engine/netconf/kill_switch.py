@@ -49,6 +49,12 @@ def dismiss(hosts: Iterable[str], lock: int) -> None:
 def _ruleset(switch: KillSwitch, local: tuple[str, ...]) -> str:
     own = [f"meta skuid {switch.uid} ct mark set {CT_MARK} accept"] if switch.uid is not None else []
     own += [f"meta mark {switch.mark} accept"] if switch.mark is not None else []
+    # The router would carry the questions on to its provider.
+    dns = (
+        "meta l4proto { tcp, udp } th dport 53 counter reject with icmpx admin-prohibited"
+        if switch.captures_dns
+        else ""
+    )
     return f"""
 table {TABLE} {{
     set lan_v4 {{ type ipv4_addr; flags interval; auto-merge; {_set_elements(local, 4)} }}
@@ -73,6 +79,7 @@ table {TABLE} {{
         tcp sport < 32768 tcp flags & (syn | ack) != syn accept comment "those from before, that conntrack takes for ours"
         ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} accept
         ip6 daddr {{ fe80::/10, ff00::/8 }} accept
+        {dns}
         ip daddr @lan_v4 accept
         ip6 daddr @lan_v6 accept
         ip daddr @hosts_v4 accept

@@ -175,6 +175,8 @@ class KillSwitch(msgspec.Struct, frozen=True, kw_only=True, tag="kill_switch"):
     """SO_MARK of the engine's sockets."""
     hosts: tuple[str, ...]
     """The proxy's addresses, and those that bypass the tun."""
+    captures_dns: bool = False
+    """What is sent to port 53 does not go to the LAN either."""
 
 
 Change = KillSwitch | Rule | Route | Bypass | Address | Link | Sysctl
@@ -278,7 +280,15 @@ def plan_kill_switch(plan: NetworkPlan) -> list[KillSwitch]:
     if not plan.kill_switch:
         return []
     hosts = (*plan.upstreams, *plan.bypass)
-    return [KillSwitch(interface=plan.interface, uid=plan.own_uid, mark=plan.own_mark, hosts=hosts)]
+    return [
+        KillSwitch(
+            interface=plan.interface,
+            uid=plan.own_uid,
+            mark=plan.own_mark,
+            hosts=hosts,
+            captures_dns=plan.captures_dns,
+        )
+    ]
 
 
 def _family(text: str) -> Family:

@@ -115,6 +115,8 @@ def test_crash_lets_nothing_out_until_it_is_opened(
             peer.close()
         with tcp_server(net.internet, PROXY_V4, 1080):
             connect(net.client, (PROXY_V4, 1080)).close()
+        for server in neighbours:
+            assert not datagram_leaves(net, server.getsockname()[0]), "a question of DNS to the router"
         net.refuse_direct()
         for host in TARGETS:
             assert not leaves(net, host)
