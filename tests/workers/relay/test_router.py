@@ -175,3 +175,28 @@ def test_rejecting_too_often_falls_silent_for_a_while() -> None:
 def test_no_drop_never_falls_silent() -> None:
     made = router(Reject(no_drop=True))
     assert {ends_at(made.begin(flow()))[0] for _ in range(REJECTS_MAX + 9)} == {repr(Reject(no_drop=True))}
+
+
+DNS = (Match(port=(53,)), HijackDns())
+
+
+@pytest.mark.parametrize(
+    ("actions", "hijacked"),
+    [
+        ((DNS,), True),
+        ((), False),
+        (((Match(ip_cidr=("203.0.113.0/24",)), HijackDns()),), True),
+        (((Match(ip_cidr=("192.0.2.0/24",)), HijackDns()),), False),
+        (((Match(ip_is_private=True), Route(outbound="other")), DNS), True),
+        (((Match(ip_cidr=("203.0.113.10",)), Route(outbound="other")), DNS), False),
+        (((Match(network=("tcp",)), Reject()), DNS), True),
+        ((Sniff(), DNS), False),
+        (((Match(source_port=(1,)), Reject()), DNS), False),
+        (((Match(process_name=("x",)), Reject()), DNS), False),
+        (((Match(domain=("a",)), Reject()), DNS), False),
+    ],
+)
+def test_what_is_always_for_the_dns_service_whoever_sends_it(actions: tuple[Any, ...], hijacked: bool) -> None:
+    made = router(*actions)
+    assert [made.hijacks(FAR, 53) for _ in range(2)] == [hijacked] * 2
+    assert not router(*actions, loop_guard=True).hijacks(FAR, 53), "the proxy's own questions are to be let out"
