@@ -7,14 +7,28 @@ from itertools import count
 
 from engine.supervisor import Supervisor
 from shared.config import Policy
-from shared.control import Delay, Flows, FromMaster, ListFlows, LookedUp, LookUp, Reload, Reloaded, TestDelay
+from shared.control import (
+    AskDns,
+    Delay,
+    DnsAnswered,
+    Flows,
+    FromMaster,
+    ListFlows,
+    LookedUp,
+    LookUp,
+    Reload,
+    Reloaded,
+    TestDelay,
+)
 
 __all__ = ["Answers"]
 
 TIMEOUT = 5.0
 """Seconds for all workers to answer; what one has not said by then is not waited for."""
 
-Answer = Flows | Delay | LookedUp | Reloaded
+DNS_TIMEOUT = 12.0  # seconds; the service's own is ten
+
+Answer = Flows | Delay | LookedUp | Reloaded | DnsAnswered
 
 
 @dataclass
@@ -69,6 +83,11 @@ class Answers:
             if isinstance(answer, LookedUp):
                 return answer
         return LookedUp(0, (), "no worker answered")
+
+    async def ask_dns(self, query: bytes) -> bytes:
+        """Have the DNS service of one worker answer a message; empty when there is no answer."""
+        answers = await self._ask_one(lambda number: AskDns(number, query), DNS_TIMEOUT)
+        return next((answer.answer for _, answer in answers if isinstance(answer, DnsAnswered)), b"")
 
     async def reload(self, policy: Policy) -> dict[int, str | None]:
         """Have all workers follow `policy`; return what each has said: None for yes, else why not.

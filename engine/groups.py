@@ -30,6 +30,8 @@ class Groups:
         self._chosen: dict[str, str] = {}
         self.delays: dict[str, float | None] = {}
         """Tag of an outbound -> seconds of its last test; None: it failed."""
+        self.tested_at: dict[str, float] = {}
+        """Tag of an outbound -> Unix time of its last test."""
         self.measured_at: dict[str, float] = {}
         """Tag of a urltest group -> Unix time of its last tests."""
 
@@ -63,6 +65,11 @@ class Groups:
         log.info("%s uses %s", group, member)
         self._take(group, member)
 
+    def note_delay(self, tag: str, seconds: float | None) -> None:
+        """An outbound was tested; None: it failed."""
+        self.delays[tag] = seconds
+        self.tested_at[tag] = time()
+
     def on_used(self, worker: int, report: Used) -> None:
         """A worker's flows take a urltest group: the one that measures it must know."""
         if worker != MEASURING_WORKER:
@@ -72,7 +79,8 @@ class Groups:
         """A urltest group was tested."""
         if worker != MEASURING_WORKER:
             return
-        self.delays |= report.delays
+        for member, seconds in report.delays.items():
+            self.note_delay(member, seconds)
         self.measured_at[report.group] = time()
         if self._chosen.get(report.group) != report.member:
             self._take(report.group, report.member)

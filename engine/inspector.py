@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
 
+from engine.config.model import EngineConfig
 from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.netconf import Network
@@ -39,6 +40,7 @@ class Inspector:
         proxy: Callable[[], str],
         udp: Callable[[], str],
         outbounds: Sequence[str],
+        config: EngineConfig,
     ) -> None:
         self._tun = tun
         self._pool = pool
@@ -48,6 +50,7 @@ class Inspector:
         self._proxy = proxy
         self._udp = udp
         self._outbounds = outbounds
+        self._config = config
         self.http: HttpProcess | None = None
         self._started_at = monotonic()
         self._version = version("tunloom")
@@ -63,6 +66,8 @@ class Inspector:
             pid=os.getpid(),
             uptime=monotonic() - self._started_at,
             memory=memory.get(os.getpid()),
+            mode=self._config.mode,
+            log_level=self._config.log.level,
             interface=self._tun.name,
             mtu=self._tun.mtu,
             offload=list(self._tun.features),

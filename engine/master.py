@@ -33,32 +33,37 @@ from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.inspector import Inspector
 from engine.limits import Limits, find_limits, raise_file_limit
+from engine.log_tap import LogTap
 from engine.netconf import Network, front
 from engine.network_plan import FWMARK, answers_every_server, network_plan
 from engine.notify import notify, watchdog_interval
 from engine.owners import FlowOwners, open_owners
 from engine.proxy_names import ProxyNames
 from engine.reload import Reloader
-from engine.requests import Measure, Reload, Reply, Request, Stop
+from engine.responder import Responder
 from engine.run.network import PrivateNetwork
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Report, Supervisor, WorkerFailed
 from engine.tun import TunDevice, open_tun
 from engine.tun_reader import TunReader
 from engine.udp_support import UdpOfProxies
+from engine.usage import UsageBook, usage_path
 from engine.users import HTTP_UID, WORKER_UID
 from engine.watchdog import CHECK_INTERVAL, Watchdog
 from shared.config import Policy, ProxyOutbound, WorkerConfig
 from shared.control import (
     Delay,
+    DnsAnswered,
     FindProcess,
     Flows,
+    Logged,
     LookedUp,
     LoopSuspected,
     Measured,
     ProxyFailing,
     Reloaded,
     UdpSupport,
+    Usage,
     Used,
 )
 from shared.pool import Pool, PoolLayout
@@ -176,10 +181,22 @@ class _Master:
             proxy=lambda: self.destination,
             udp=lambda: str(self.udp),
             outbounds=self.counted,
+            config=config,
+        )
+        self.responder = Responder(
+            stop=self.stopped.set,
+            config=lambda: self.reloader.config,
+            inspector=self.inspector,
+            reloader=self.reloader,
+            answers=self.answers,
+            groups=self.groups,
+            supervisor=self.supervisor,
+            log=self.log,
+            usage=self.usage,
         )
         if config.http is not None:
             self._start_http(undo, config.http)
-        server = ControlServer(options.run_dir / "control.sock", self._on_request)
+        server = ControlServer(options.run_dir / "control.sock", self.responder.answer)
         await server.start()
         undo.push_async_callback(server.stop)
 
@@ -257,6 +274,11 @@ class _Master:
             on_report=self._on_report,
         )
         undo.push_async_callback(self.supervisor.stop)
+        self.usage = UsageBook(usage_path(options.run_dir))
+        self.usage.start()
+        undo.push_async_callback(self.usage.stop)
+        self.log = LogTap(self.loop, self.supervisor.send_all)
+        undo.callback(self.log.close)
         self.groups = Groups(self.supervisor, config.policy)
         self.answers = Answers(self.supervisor)
         self.proxy_names = ProxyNames(lambda: self.reloader.config, self.answers.look_up, self.reloader.move)
@@ -302,7 +324,7 @@ class _Master:
         process = HttpProcess(
             http,
             self.listeners,
-            self._on_request,
+            self.responder.answer,
             uid=HTTP_UID if user_exists(HTTP_UID) else None,
             log_level=self.options.config.log.level,
             log_format=self.options.config.log.format,
@@ -344,22 +366,16 @@ class _Master:
                 self.groups.on_used(worker, report)
             case ProxyFailing():
                 self.proxy_names.on_failing()
-            case Flows() | Delay() | LookedUp() | Reloaded():
+            case Flows() | Delay() | LookedUp() | Reloaded() | DnsAnswered():
                 self.answers.on_answer(worker, report)
             case FindProcess():
                 self.owners.answer(worker, report, self.supervisor.send)
             case LoopSuspected():
                 self.owners.suspect(report)
-
-    async def _on_request(self, request: Request) -> Reply:
-        if isinstance(request, Stop):
-            self.stopped.set()
-            return Reply(ok=True)
-        if isinstance(request, Reload):
-            return Reply(reloaded=await self.reloader.reload())
-        if isinstance(request, Measure):
-            return Reply(measurement=await self.inspector.measurement())
-        return Reply(status=await self.inspector.status())
+            case Usage():
+                self.usage.take(report)
+            case Logged():
+                self.log.on_line(worker, report)
 
 
 def _every(loop: asyncio.AbstractEventLoop, interval: float, call: Callable[[], None]) -> Callable[[], None]:

@@ -3,18 +3,37 @@
 A request is told by its `command`, so {"command": "status"} is one.
 """
 
+from typing import Literal
+
 import msgspec
 
 __all__ = [
+    "AskDns",
+    "CloseFlows",
+    "Delay",
     "EngineStatus",
+    "FlowsPart",
+    "Flush",
+    "FollowLog",
+    "ListFlows",
+    "ListOutbounds",
+    "ListRules",
+    "LogLine",
+    "LogPart",
     "Measure",
     "Measurement",
+    "OutboundStatus",
     "Reload",
     "Reloaded",
     "Reply",
     "Request",
+    "RuleStatus",
+    "RulesStatus",
+    "SaveUsage",
+    "Select",
     "Status",
     "Stop",
+    "TestDelay",
     "WorkerStatus",
 ]
 
@@ -35,7 +54,83 @@ class Reload(msgspec.Struct, frozen=True, tag_field="command", tag="reload"):
     """Read the configuration again and let new flows follow it: Reply.reloaded."""
 
 
-Request = Status | Stop | Measure | Reload
+class ListFlows(msgspec.Struct, frozen=True, tag_field="command", tag="flows"):
+    """All live flows: Reply.flows."""
+
+    owners: bool = False
+    """Look up the programs of flows that are not known yet, before the answer."""
+
+
+class CloseFlows(msgspec.Struct, frozen=True, tag_field="command", tag="close_flows"):
+    """Reset a flow, or all of them. A flow that is not there is closed already."""
+
+    flow: str | None = None
+    """Its name, as ListFlows shows it; None: all."""
+
+
+class ListOutbounds(msgspec.Struct, frozen=True, tag_field="command", tag="outbounds"):
+    """Where flows can leave, and what groups use: Reply.outbounds."""
+
+
+class Select(msgspec.Struct, frozen=True, tag_field="command", tag="select"):
+    """A selector uses this member from now on."""
+
+    group: str
+    member: str
+
+
+class TestDelay(msgspec.Struct, frozen=True, tag_field="command", tag="test_delay"):
+    """Fetch a URL through an outbound: Reply.delay."""
+
+    outbound: str
+    url: str
+    timeout: float
+    """Seconds."""
+
+
+class ListRules(msgspec.Struct, frozen=True, tag_field="command", tag="rules"):
+    """The route rules in force: Reply.rules."""
+
+
+class AskDns(msgspec.Struct, frozen=True, tag_field="command", tag="dns"):
+    """Have the DNS service answer a message: Reply.dns."""
+
+    query: bytes
+
+
+class Flush(msgspec.Struct, frozen=True, tag_field="command", tag="flush"):
+    """Forget all DNS answers."""
+
+
+class FollowLog(msgspec.Struct, frozen=True, tag_field="command", tag="log"):
+    """Lines of the log of all processes, from `level` on: Reply.log. Waits for one, for a while."""
+
+    level: str
+    """debug, info, warning or error; with info and debug the flows are told too."""
+    after: int = 0
+    """LogPart.next of the answer before."""
+
+
+class SaveUsage(msgspec.Struct, frozen=True, tag_field="command", tag="save_usage"):
+    """Write the usage to its file: Reply.usage_file."""
+
+
+Request = (
+    Status
+    | Stop
+    | Measure
+    | Reload
+    | ListFlows
+    | CloseFlows
+    | ListOutbounds
+    | Select
+    | TestDelay
+    | ListRules
+    | AskDns
+    | Flush
+    | FollowLog
+    | SaveUsage
+)
 
 
 class Reloaded(msgspec.Struct, kw_only=True):
@@ -86,6 +181,9 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     uptime: float
     memory: int | None
     """Proportional set size of the master in bytes; None where the kernel does not tell."""
+    mode: str
+    """As the Clash API shows it."""
+    log_level: str
     interface: str
     mtu: int
     offload: list[str]
@@ -129,11 +227,100 @@ class Measurement(msgspec.Struct, kw_only=True):
     """Workers 0..n-1, then the master; `cells` unsigned integers of 8 bytes each."""
 
 
+class FlowsPart(msgspec.Struct):
+    """Some of the flows of one worker."""
+
+    worker: int
+    packed: bytes
+    """For shared.control.decode_views."""
+
+
+class OutboundStatus(msgspec.Struct, kw_only=True):
+    """One outbound of the policy in force."""
+
+    tag: str
+    kind: Literal["socks5", "socks4", "http", "direct", "block", "selector", "urltest", "fallback"]
+    is_default: bool
+    """Flows take it that no rule takes."""
+    server: str = ""
+    """HOST:PORT of a proxy."""
+    network: str | None = None
+    """`tcp` or `udp`, if it carries only that."""
+    members: tuple[str, ...] = ()
+    """Of a group."""
+    now: str | None = None
+    """The member that a selector or urltest group uses."""
+    url: str | None = None
+    """That a urltest group fetches."""
+    delay: float | None = None
+    """Seconds of the last test."""
+    tested_at: float | None = None
+    """Unix time of the last test; None: there was none. Without a delay it failed."""
+
+
+class RuleStatus(msgspec.Struct, kw_only=True):
+    """One route rule."""
+
+    conditions: str
+    """As JSON, shortened."""
+    fields: tuple[str, ...]
+    """Names of its conditions."""
+    action: str
+    outbound: str | None
+    """Of the action route."""
+    origin: str
+
+
+class RulesStatus(msgspec.Struct, kw_only=True):
+    """The route rules, in order."""
+
+    rules: list[RuleStatus]
+    final: str
+    """Outbound of flows that no rule takes."""
+    rule_sets: dict[str, int]
+    """Tag -> number of rules in it."""
+
+
+class Delay(msgspec.Struct):
+    """What came of TestDelay."""
+
+    seconds: float | None
+    error: str = ""
+
+
+class LogLine(msgspec.Struct, kw_only=True):
+    """One line of the log."""
+
+    time: float
+    """Unix time."""
+    level: str
+    process: str
+    message: str
+    fields: dict[str, str]
+    """What it is about: flow, source, destination, ..."""
+
+
+class LogPart(msgspec.Struct):
+    """What was logged."""
+
+    next: int
+    lines: list[LogLine]
+    lost: int = 0
+    """Lines that were forgotten since the answer before: too many came."""
+
+
 class Reply(msgspec.Struct, omit_defaults=True):
     """Exactly one field is set."""
 
     status: EngineStatus | None = None
     measurement: Measurement | None = None
     reloaded: Reloaded | None = None
+    flows: list[FlowsPart] | None = None
+    outbounds: list[OutboundStatus] | None = None
+    delay: Delay | None = None
+    rules: RulesStatus | None = None
+    dns: bytes | None = None
+    log: LogPart | None = None
+    usage_file: str | None = None
     ok: bool | None = None
     error: str | None = None

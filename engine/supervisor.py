@@ -109,6 +109,8 @@ Report = (
     | control.Delay
     | control.Usage
     | control.LookedUp
+    | control.DnsAnswered
+    | control.Logged
 )
 """What workers say beside how they themselves stand."""
 

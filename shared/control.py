@@ -15,16 +15,20 @@ from shared.config import Policy, WorkerConfig
 from shared.process import ProcessInfo
 
 __all__ = [
+    "AskDns",
     "CloseFlow",
     "Configure",
     "Delay",
+    "DnsAnswered",
     "Failed",
     "FindProcess",
     "FlowView",
     "Flows",
+    "FlushDns",
     "FromMaster",
     "FromWorker",
     "ListFlows",
+    "Logged",
     "LookUp",
     "LookedUp",
     "LoopSuspected",
@@ -37,6 +41,7 @@ __all__ = [
     "Reloaded",
     "Select",
     "Stop",
+    "TapLog",
     "TestDelay",
     "UdpSupport",
     "Usage",
@@ -121,6 +126,23 @@ class LookUp(msgspec.Struct, tag="look_up", frozen=True):
 
     id: int
     name: str
+
+
+class AskDns(msgspec.Struct, tag="ask_dns", frozen=True):
+    """Have the DNS service answer a message of somebody who looks. Answered by DnsAnswered."""
+
+    id: int
+    query: bytes
+
+
+class FlushDns(msgspec.Struct, tag="flush_dns", frozen=True):
+    """Forget all DNS answers."""
+
+
+class TapLog(msgspec.Struct, tag="tap_log", frozen=True):
+    """Send lines of the log from this level on (Logged); None: no more."""
+
+    level: str | None
 
 
 # worker -> master
@@ -285,9 +307,37 @@ class ProxyFailing(msgspec.Struct, tag="proxy_failing", frozen=True):
     """A proxy cannot be used; told now and then while that lasts."""
 
 
+class DnsAnswered(msgspec.Struct, tag="dns_answered", frozen=True):
+    """Answers AskDns."""
+
+    id: int
+    answer: bytes
+
+
+class Logged(msgspec.Struct, tag="logged", frozen=True):
+    """A line of the log."""
+
+    level: str
+    message: str
+    fields: dict[str, str]
+
+
 FromMaster = (
-    Configure | Stop | Reload | ProcessFound | Select | Egress | ListFlows | CloseFlow | TestDelay | LookUp | Used
-)  # Used: passed on to worker 0
+    Configure
+    | Stop
+    | Reload
+    | ProcessFound
+    | Select
+    | Egress
+    | ListFlows
+    | CloseFlow
+    | TestDelay
+    | LookUp
+    | Used  # passed on to worker 0
+    | AskDns
+    | FlushDns
+    | TapLog
+)
 FromWorker = (
     Ready
     | Failed
@@ -302,6 +352,8 @@ FromWorker = (
     | Delay
     | LookedUp
     | Usage
+    | DnsAnswered
+    | Logged
 )
 Message = FromMaster | FromWorker
 

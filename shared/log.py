@@ -1,12 +1,17 @@
-"""Logging of every process of the engine: one line an event on stderr, as text or as JSON."""
+"""Logging of every process of the engine: one line an event on stderr, as text or as JSON.
+
+An argument of a message that has `log_fields()` (a flow: workers/relay/facts.py) is what the line is about: its fields stand
+beside the message in JSON, so that all lines of a flow can be joined by `flow`.
+"""
 
 import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Literal
 
-__all__ = ["configure_logging"]
+__all__ = ["FLOWS", "LEVELS", "Tap", "configure_logging", "level_name"]
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -14,10 +19,26 @@ LEVELS = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+FLOWS = 15
+"""Level of the beginning and the end of flows: told with `debug`, and to those who follow the log at `info`."""
+
+
+def level_name(level: int) -> str:
+    """Return the key of LEVELS that a level belongs to."""
+    return next((name for name, value in reversed(LEVELS.items()) if level >= value), "debug")
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    fields: dict[str, object] = {}
+    for argument in record.args if isinstance(record.args, tuple) else ():
+        log_fields = getattr(argument, "log_fields", None)
+        if log_fields is not None:
+            fields |= log_fields()
+    return fields
 
 
 class _JsonFormatter(logging.Formatter):
-    """One object a line: time (RFC 3339, UTC), level, process, logger, message, and the traceback if there is one."""
+    """One object a line: time (RFC 3339, UTC), level, process, logger, message, fields, and the traceback if there is one."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -31,6 +52,7 @@ class _JsonFormatter(logging.Formatter):
             "process": self._process,
             "logger": record.name,
             "message": record.getMessage(),
+            **_fields(record),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -39,7 +61,9 @@ class _JsonFormatter(logging.Formatter):
 
 def configure_logging(level: str, style: Literal["text", "json"], *, name: str) -> None:
     """Log to stderr from `level` (a key of LEVELS) on; `name` says which process speaks (master, worker 0)."""
+    logging.addLevelName(FLOWS, "DEBUG")
     handler = logging.StreamHandler(sys.stderr)
+    handler.setLevel(LEVELS[level])  # a Tap may want more
     if style == "json":
         handler.setFormatter(_JsonFormatter(name))
     else:
@@ -47,3 +71,29 @@ def configure_logging(level: str, style: Literal["text", "json"], *, name: str) 
     logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
     # The loop's own debug lines ("Using selector") are not the user's concern.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+class Tap(logging.Handler):
+    """Gives every line of this process from `level` on to `take`: its level (a key of LEVELS), message and fields.
+
+    With `info` flows are told, as `info`: who follows the log wants to see them.
+    """
+
+    def __init__(self, level: int, take: Callable[[str, str, dict[str, str]], object]) -> None:
+        super().__init__(FLOWS if level == logging.INFO else level)
+        self._take = take
+        root = logging.getLogger()
+        self._level_before = root.level
+        root.setLevel(min(root.level, self.level))
+        root.addHandler(self)
+
+    def remove(self) -> None:
+        """Listen no more."""
+        root = logging.getLogger()
+        root.removeHandler(self)
+        root.setLevel(self._level_before)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record."""
+        level = "info" if record.levelno == FLOWS else level_name(record.levelno)
+        self._take(level, record.getMessage(), {name: str(value) for name, value in _fields(record).items()})

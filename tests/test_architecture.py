@@ -17,7 +17,7 @@ MAY_IMPORT = {
 THIRD_PARTY = {
     "shared": {"msgspec"},
     "engine": {
-        "aiohttp", "msgspec", "netaddr", "prometheus_client", "pyroute2", "python_socks", "re2", "rich", "typer", "uvloop",
+        "aiohttp", "dns", "msgspec", "netaddr", "prometheus_client", "pyroute2", "python_socks", "re2", "rich", "typer", "uvloop",
         "yaml",
     },
     "workers": {"cryptography", "dns", "h2", "hpack", "msgspec", "python_socks", "uvloop"},

@@ -21,17 +21,22 @@ from shared.fakeip import FakeIpTable, fake_ip_layout
 from shared.log import configure_logging
 from shared.pool import Pool, PoolLayout
 from shared.privileges import CAP_NET_ADMIN
+from shared.rules.flow import Ends
 from shared.rules.matcher import Compiler
 from shared.system import MessageSocket, drop_privileges, message_socket
 from workers.dns.names import KnownNames
 from workers.dns.worker_dns import WorkerDns
 from workers.link import Link
+from workers.log_tap import LogTap
 from workers.relay.relay import Relay
 from workers.stack.stack import Stack
 
 __all__ = ["run"]
 
 log = logging.getLogger(__name__)
+
+OWN_QUESTION = Ends("udp", bytes((127, 0, 0, 1)), 0, bytes((127, 0, 0, 1)), 53)
+"""Whose questions are that people ask the DNS service over the API: nobody's of the rules' flows."""
 
 
 def run(
@@ -97,6 +102,12 @@ async def _serve(
                 relay.list_flows(message)
             case control.CloseFlow():
                 relay.close_flow(message.flow)
+            case control.AskDns():
+                dns.ask(message.query, OWN_QUESTION, lambda data: channel.send(control.DnsAnswered(message.id, data)))
+            case control.FlushDns():
+                dns.forget()
+            case control.TapLog():
+                tap.set_level(message.level)
             case control.TestDelay():
                 relay.test_delay(message)
             case control.LookUp():
@@ -104,6 +115,8 @@ async def _serve(
 
     # The end of the channel is the end of the master.
     channel = channel_to_master(loop, control_socket, on_control, stopped.set)
+
+    tap = LogTap(counters, channel.send)
 
     link = Link(
         loop,

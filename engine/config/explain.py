@@ -6,16 +6,15 @@ assumed here, and said: a name is known from the first `sniff` on, or at once wh
 
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_network
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from engine.config.model import EngineConfig
+from engine.config.rule_text import action_text, conditions_text
 from shared.config import (
     FallbackOutbound,
     HijackDns,
-    Logical,
-    Match,
     OutboundConfig,
     ProxyOutbound,
     Reject,
@@ -204,8 +203,8 @@ class _Explainer:
         self.tried.append(
             Tried(
                 origin=rule.origin,
-                conditions=_conditions(rule.match),
-                action=_action(rule.action),
+                conditions=conditions_text(rule.match),
+                action=action_text(rule.action),
                 holds=holds,
                 reason=reason,
             )
@@ -327,46 +326,3 @@ def _outbound_text(outbound: OutboundConfig) -> str:
         case _:
             kind = type(outbound).__name__.removesuffix("Outbound").lower()
             return outbound.tag if outbound.tag == kind else f"{outbound.tag} ({kind})"
-
-
-ITEMS_SHOWN = 4
-"""Items of a list of conditions that are shown; rule lists may have thousands."""
-
-
-def _conditions(match: Match | Logical) -> str:
-    """Return conditions as JSON, long lists shortened; nothing where there are none."""
-    plain = _plain(match)
-    return msgspec.json.encode(plain).decode() if plain else "any flow"
-
-
-def _plain(match: Match | Logical) -> dict[str, Any]:
-    if isinstance(match, Logical):
-        plain: dict[str, Any] = {"mode": match.mode, "rules": [_plain(rule) for rule in match.rules]}
-    else:
-        plain = {}
-        for name in Match.__struct_fields__:
-            value = getattr(match, name)
-            if name != "invert" and value not in ((), None, False):
-                plain[name] = _shortened(name, value) if isinstance(value, tuple) else value
-    return {**plain, "invert": True} if match.invert else plain
-
-
-def _shortened(name: str, value: tuple[Any, ...]) -> list[Any]:
-    items = [f"{item[0]}:{item[1]}" if name.endswith("port_range") else item for item in value[:ITEMS_SHOWN]]
-    return [*items, f"... {len(value) - ITEMS_SHOWN} more"] if len(value) > ITEMS_SHOWN else items
-
-
-def _action(action: object) -> str:
-    match action:
-        case Route():
-            return f"-> {action.outbound}"
-        case Reject():
-            return "reject" if action.method == "default" else "drop"
-        case HijackDns():
-            return "hijack-dns"
-        case Sniff():
-            return "sniff"
-        case Resolve():
-            return "resolve"
-        case _:
-            return "route-options"

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import uvloop
@@ -19,6 +20,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from engine.http.access import Access, Refused
 from engine.http.channel import Channel, Closed, Configure, Engine
+from engine.http.clash.routes import add_routes
 from engine.http.health import healthz
 from engine.http.prometheus import metrics
 from engine.http.state import ENGINE
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 BODY_MAX = 64 * 1024
 SHUTDOWN_TIMEOUT = 1.0  # seconds that open requests get when the engine stops
 PREFLIGHT_MAX_AGE = "600"  # seconds for which a browser need not ask again (Fetch standard, 4.8)
+UI = "/ui/"
 PRIVATE_NETWORK = "Access-Control-Request-Private-Network"
 
 
@@ -59,9 +62,13 @@ async def _serve(master_pid: int, channel_socket: socket.socket, listeners: Sequ
         return 1
     if os.getppid() != master_pid:  # it died before PR_SET_PDEATHSIG was in force
         return 1
+    ui = Path(config.ui) if config.ui is not None else None
+    if ui is not None and not os.access(ui / "index.html", os.R_OK):
+        log.error("external_ui: user %s cannot read %s: no dashboard is served", config.uid, ui / "index.html")
+        ui = None
     engine = Engine(channel)
     access = Access(secret=config.secret, origins=config.origins, names=config.names)
-    runner = web.AppRunner(make_app(engine, access), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+    runner = web.AppRunner(make_app(engine, access, ui), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
     await runner.setup()
     for listener in listeners:
         await web.SockSite(runner, listener).start()
@@ -72,14 +79,31 @@ async def _serve(master_pid: int, channel_socket: socket.socket, listeners: Sequ
     return 0
 
 
-def make_app(engine: Engine, access: Access) -> web.Application:
-    """Return the application: all routes, behind the checks of `access`."""
+def make_app(engine: Engine, access: Access, ui: Path | None = None) -> web.Application:
+    """Return the application: all routes, behind the checks of `access`; `ui`: directory of a dashboard."""
     app = web.Application(middlewares=[_guard(access), _failures], client_max_size=BODY_MAX)
     app[ENGINE] = engine
     app.on_response_prepare.append(_sign)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", healthz)
+    add_routes(app)
+    if ui is not None:
+        _serve_ui(app, ui)
     return app
+
+
+def _serve_ui(app: web.Application, ui: Path) -> None:
+    """Serve the files of a dashboard. A browser loads them before anybody has typed a secret, so none is asked for."""
+
+    async def index(request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(ui / "index.html")
+
+    async def redirect(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound(UI)
+
+    app.router.add_get(UI, index)
+    app.router.add_get(UI.rstrip("/"), redirect)
+    app.router.add_static(UI, ui)
 
 
 def _guard(access: Access) -> Middleware:
@@ -95,6 +119,8 @@ def _guard(access: Access) -> Middleware:
         )
         if request.method == hdrs.METH_OPTIONS:
             return web.Response(status=204, headers=cors | _preflight(request))
+        if request.path.startswith(UI) or request.path == UI.rstrip("/"):
+            return await handler(request)
         refused = access.check_secret(request.headers.get(hdrs.AUTHORIZATION), request.query.get("token"))
         response = await handler(request) if refused is None else _refusal(refused)
         if not response.prepared:

@@ -108,7 +108,7 @@ def test_outside_loopback_the_secret_is_asked_for(
     monkeypatch.setenv("TUNLOOM_SECRET", "s3cret")
     with running_engine(net.client, run_dir, "--metrics", "0.0.0.0:9999", proxy=NO_PROXY_NEEDED) as engine:
         assert request(net.internet, "/metrics", host=CLIENT_V4, port=9999).status == 401
-        answer = request(net.internet, "/healthz", host=CLIENT_V4, port=9999, Authorization="Bearer s3cret")
+        answer = request(net.internet, "/metrics", host=CLIENT_V4, port=9999, Authorization="Bearer s3cret")
         assert answer.status == 200
         for pid in (*engine.processes()[1:], engine.status().http_pid):
             assert b"s3cret" not in Path(f"/proc/{pid}/environ").read_bytes()

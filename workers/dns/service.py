@@ -136,6 +136,10 @@ class DnsService:
         self._fetches.clear()
         self._servers.close()
 
+    def forget(self) -> None:
+        """Forget all answers."""
+        self._cache.clear()
+
     def set_h3(self, offered: bool) -> None:
         """Say whether QUIC is carried; if not, HTTPS records are not to offer it, and those in the cache are forgotten."""
         if offered is not self._offers_h3:

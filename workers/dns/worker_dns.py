@@ -170,6 +170,11 @@ class WorkerDns:
         assert self._service is not None, "a policy is loaded before packets flow"
         return self._service.answer_at_once(query, destination, now)
 
+    def forget(self) -> None:
+        """Forget all answers."""
+        if self._service is not None:
+            self._service.forget()
+
     async def look_up(self, name: str, how: Resolve) -> Sequence[bytes]:
         """Return the packed addresses of `name`, best first; `how` as a rule says. Raises UpstreamError."""
         assert self._service is not None, "a policy is loaded before packets flow"

@@ -4,15 +4,20 @@ Nothing is done per packet: flows count their own bytes, and are looked at when 
 few seconds goes to the master (Usage), which keeps it across restarts (engine/usage).
 """
 
+import logging
 from collections.abc import Callable
+from time import monotonic
 
 from shared.control import FromWorker, Usage, UsageOf
+from shared.log import FLOWS
 from shared.metrics import Cell, Counters
 from shared.process import ProcessInfo
 from workers.relay.facts import FlowFacts
 from workers.upstream.sockets import address_text
 
 __all__ = ["Accounts"]
+
+log = logging.getLogger(__name__)
 
 KEYS_MAX = 1024
 """Pairs of program and destination between two messages; what is beyond goes to OTHERS."""
@@ -37,6 +42,9 @@ class Accounts:
         """The last outbound of its trail carries the flow from now on."""
         facts.opened(self._counters)
         self._sums_of(facts)[0] += 1
+        if log.isEnabledFor(FLOWS):
+            rule = f"by the rule at {facts.rule}" if facts.rule else "as no rule takes it"
+            log.log(FLOWS, "%s opened through %s, %s", facts, facts.trail[-1].tag, rule)
 
     def count(self, facts: FlowFacts, up: int, down: int) -> None:
         """So many bytes have passed so far."""
@@ -49,6 +57,10 @@ class Accounts:
     def closed(self, facts: FlowFacts, up: int, down: int) -> None:
         """The flow is over."""
         self.count(facts, up, down)
+        if log.isEnabledFor(FLOWS):
+            log.log(
+                FLOWS, "%s closed after %.1f s, %d bytes up, %d down", facts, monotonic() - facts.started_at, up, down
+            )
         facts.closed(self._counters)
 
     def flush(self) -> None:
