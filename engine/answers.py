@@ -103,8 +103,8 @@ class Answers:
 
         def send(number: int) -> list[int]:
             asked = question(number)
-            running = (worker.index for worker in self._supervisor.workers)
-            return [index for index in running if self._supervisor.send(index, asked)][:1]
+            workers = (worker.index for worker in self._supervisor.workers)
+            return next(([index] for index in workers if self._supervisor.send(index, asked)), [])
 
         return await self._ask(send, timeout)
 
