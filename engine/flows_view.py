@@ -35,10 +35,10 @@ def _milliseconds(seconds: float | None) -> str:
 def flows_table(flows: Sequence[LiveFlow]) -> Table:
     """Return a table, a line a flow."""
     table = Table(box=None, padding=(0, 1, 0, 0))
-    for title in ("id", "net", "source", "destination", "process", "rule", "outbound"):
-        table.add_column(
-            title, overflow="fold" if title in ("destination", "rule") else "ellipsis", no_wrap=title == "id"
-        )
+    table.add_column("id", no_wrap=True)
+    table.add_column("net", no_wrap=True)
+    for title, width in (("source", 6), ("destination", 22), ("process", 4), ("rule", 4), ("outbound", 4)):
+        table.add_column(title, no_wrap=True, overflow="ellipsis", min_width=width)
     for title in ("up", "down", "age", "RTT ms"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)

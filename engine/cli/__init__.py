@@ -12,7 +12,7 @@ from engine.cli.demo import demo
 from engine.cli.doctor import doctor
 from engine.cli.explain import explain
 from engine.cli.fetch import fetch
-from engine.cli.flows import flows, usage
+from engine.cli.flows import flows, top, usage
 from engine.cli.importing import import_file
 from engine.cli.repair import repair
 from engine.cli.run import run
@@ -29,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Carries every TCP and UDP flow of this machine to your SOCKS5 proxy.",
 )
-for command in (start, stop, reload, status, flows, usage, check, explain, fetch, demo, doctor, repair):
+for command in (start, stop, reload, status, flows, top, usage, check, explain, fetch, demo, doctor, repair):
     app.command()(command)
 # What follows the command belongs to the command: `engine run curl -v` is `engine run -- curl -v`.
 app.command(context_settings={"allow_interspersed_args": False})(run)

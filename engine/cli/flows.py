@@ -1,4 +1,4 @@
-"""Commands that show what goes through the engine: flows, usage."""
+"""Commands that show what goes through the engine: flows, top, usage."""
 
 from typing import Annotated, Literal
 
@@ -6,7 +6,7 @@ import typer
 
 from engine.cli.options import DEFAULT_RUN_DIR, FAILED, USAGE, AsJson, RunDir, fail
 
-__all__ = ["flows", "usage"]
+__all__ = ["flows", "top", "usage"]
 
 
 def flows(
@@ -85,3 +85,20 @@ def usage(
         typer.echo(msgspec.json.encode({"by": by, "totals": totals}))
     else:
         print_usage(totals, by)
+
+
+def top(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
+    """Watch the running engine: throughput, workers, outbounds, the flows that carry most. Keys: s, /, x, q."""
+    import sys
+
+    from engine.control import NotRunning
+    from engine.top import run_top
+
+    if not sys.stdin.isatty() or not sys.stdout.isatty():
+        fail(USAGE, "engine top needs a terminal; `engine status` and `engine flows` do not")
+    try:
+        run_top(run_dir)
+    except NotRunning as error:
+        fail(FAILED, str(error))
+    except KeyboardInterrupt:
+        pass
