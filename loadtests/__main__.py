@@ -60,10 +60,10 @@ def _run(profile: Profile, options: argparse.Namespace, folder: Path) -> list[Ve
         before = sampler.take()
         sampler.start()
         try:
-            code = lab.run(_locust(profile, options, folder))
+            code = lab.run(_locust(profile, options, folder, lab.run_dir))
         finally:
             sampler.stop()
-        verdicts = after_run(sampler, before)
+        verdicts = after_run(sampler, before, deaths=profile.shape == "worker-crash")
         write_samples(sampler.samples, folder / "engine.csv")
         (folder / "engine.log").write_text(lab.engine.output)
     if profile.steady_memory:
@@ -71,12 +71,12 @@ def _run(profile: Profile, options: argparse.Namespace, folder: Path) -> list[Ve
     return [*_objectives(folder / "objectives.json", code), *verdicts]
 
 
-def _locust(profile: Profile, options: argparse.Namespace, folder: Path) -> list[str]:
+def _locust(profile: Profile, options: argparse.Namespace, folder: Path, run_dir: Path) -> list[str]:
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--host", f"http://{TARGET}", "--headless"]
     command += ["-u", str(options.users or profile.users), "-r", str(options.spawn_rate or profile.spawn_rate)]
     command += ["-t", options.run_time or profile.run_time, "--stop-timeout", str(STOP_TIMEOUT), "--only-summary"]
     command += ["--csv", str(folder / "locust"), "--csv-full-history", "--html", str(folder / "locust.html")]
-    command += ["--verdict", str(folder / "objectives.json")]
+    command += ["--verdict", str(folder / "objectives.json"), "--engine-run-dir", str(run_dir)]
     if profile.shape:
         command += ["--shape", profile.shape]
     if options.processes > 1:

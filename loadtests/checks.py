@@ -19,8 +19,8 @@ DESCRIPTORS_SLACK = 8
 """Descriptors of a process that may be more than before: the log, a scrape under way."""
 
 
-def after_run(sampler: Sampler, before: Sample) -> list[Verdict]:
-    """Wait until the last TCP flow is gone and return what there is to say."""
+def after_run(sampler: Sampler, before: Sample, *, deaths: int = 0) -> list[Verdict]:
+    """Wait until the last TCP flow is gone and return what there is to say; so many `deaths` of workers were meant."""
     deadline = monotonic() + DRAIN_TIMEOUT
     after = sampler.take()
     while after["flows tcp"] and monotonic() < deadline:
@@ -28,7 +28,7 @@ def after_run(sampler: Sampler, before: Sample) -> list[Verdict]:
         after = sampler.take()
     dead = after["restarts"] - before["restarts"]
     return [
-        Verdict(f"{dead:.0f} workers died", good=not dead),
+        Verdict(f"{dead:.0f} workers died", good=dead == deaths),
         Verdict(
             f"{after['defects'] - before['defects']:.0f} defects of the engine",
             good=after["defects"] == before["defects"],

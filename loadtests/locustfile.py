@@ -10,7 +10,9 @@ import os
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import Any
 
+import gevent
 from locust import LoadTestShape, events
 from locust.env import Environment
 from locust.runners import WorkerRunner
@@ -21,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from loadtests import shapes
 from loadtests.objectives import judge
 from loadtests.users import Dns, Http, HttpShort, StreamDown, StreamUp, TcpChurn, UdpEcho, WebSocket
+from loadtests.worker_crash import Crash
 
 __all__ = ["Dns", "Http", "HttpShort", "StreamDown", "StreamUp", "TcpChurn", "UdpEcho", "WebSocket"]
 
@@ -61,8 +64,27 @@ def _add_options(parser: ArgumentParser, **_: object) -> None:
         metavar="MS",
         help="95 %% of small requests are answered within; default 1000",
     )
+    add("--engine-run-dir", default="/run/tunloom", metavar="DIR", help="of the engine, for worker-crash")
     add("--verdict", default="", metavar="FILE", help="write the objectives that were missed, as JSON")
     add("--slo-loss", type=float, default=1.0, metavar="PERCENT", help="datagrams that may be lost; default 1")
+
+
+_crash: Crash | None = None
+
+
+@events.test_start.add_listener
+def _plan_crash(environment: Environment, **_: object) -> None:
+    global _crash
+    options = environment.parsed_options
+    if options.shape == "worker-crash" and not isinstance(environment.runner, WorkerRunner):
+        _crash = Crash(Path(options.engine_run_dir))
+        gevent.spawn_later(options.run_time / 2, _crash.kill)
+
+
+@events.request.add_listener
+def _note_failure(exception: Exception | None, context: dict[str, Any], **_: object) -> None:
+    if exception is not None and _crash is not None:
+        _crash.failed(context["local"][1] if context.get("local") else None)
 
 
 @events.quitting.add_listener
@@ -71,6 +93,10 @@ def _judge(environment: Environment, **_: object) -> None:
         return
     options = environment.parsed_options
     missed, kept = judge(environment.stats.entries.values(), p95=options.slo_p95, loss=options.slo_loss)
+    if _crash is not None:
+        missed = [sentence for sentence in missed if not sentence.endswith("failed")]  # these are judged by themselves
+        wrong, right = _crash.verdict()
+        missed, kept = missed + wrong, kept + right
     if environment.runner is not None:
         missed += [
             f"a user raised {error['msg']} ({error['count']} times)" for error in environment.runner.exceptions.values()

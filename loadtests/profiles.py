@@ -35,6 +35,14 @@ PROFILES = {
         classes=("Http", "HttpShort", "TcpChurn"),
     ),
     "churn": Profile(purpose="users come and go", users=100, spawn_rate=50, run_time="80s", shape="churn"),
+    "worker-crash": Profile(
+        purpose="a worker is killed; only its flows may fail",
+        users=40,
+        spawn_rate=40,
+        run_time="16s",
+        shape="worker-crash",
+        classes=("StreamUp", "StreamDown", "HttpHold"),
+    ),
     "soak": Profile(
         purpose="half an hour of everything, and nothing may grow or leak",
         users=40,

@@ -4,6 +4,7 @@ ramp   from none to the peak in ten steps, and there for a fifth of the time
 spike  a quarter of the peak; the peak at once, for the middle third; a quarter again
 soak   the peak, all the time
 churn  the peak and a tenth of it in turns, every ten seconds: users come and go
+worker-crash  the peak, all the time; in the middle a worker is killed (worker_crash.py)
 
 Pure: a shape is a function of time; locustfile.py makes locust's class of it. (Whoever imports locust has all of the
 standard library's sockets replaced by gevent's.)
@@ -40,7 +41,7 @@ def _churn(done: float, now: float) -> float:
     return 1.0 if now % (2 * CHURN_PERIOD) < CHURN_PERIOD else CHURN_BASE
 
 
-SHAPES: dict[str, Share] = {"ramp": _ramp, "spike": _spike, "soak": _soak, "churn": _churn}
+SHAPES: dict[str, Share] = {"ramp": _ramp, "spike": _spike, "soak": _soak, "churn": _churn, "worker-crash": _soak}
 
 
 def chosen(arguments: Sequence[str], environment: Mapping[str, str]) -> Share | None:
