@@ -131,6 +131,8 @@ class Cell(IntEnum):
     DROP_STALE = 76
     DROP_BUFFER_LIMIT = 78
     DROP_HALF_OPEN = 79
+    DROP_SYN_FLOOD = 82
+    """SYNs that are to come again, while too many lead to nothing."""
     DROP_RULE = 80
     DROP_LOOP = 81
     """Rejected without an answer."""

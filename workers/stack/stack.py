@@ -21,6 +21,7 @@ from shared.wire.tcp import ACK, FIN, RST, SYN
 from shared.wire.virtio import F_DATA_VALID, F_NEEDS_CSUM, HEADER_LEN
 from workers.stack import CloseReason, DatagramHandler, Refusal, Transmit
 from workers.stack.icmp import IcmpLayer
+from workers.stack.tcp.admission import Admission
 from workers.stack.tcp.buffer import ChunkPool
 from workers.stack.tcp.connection import TcpConnection
 from workers.stack.tcp.seqnum import MASK
@@ -78,6 +79,7 @@ class Stack:
         self._on_syn = on_syn
         self._secret = secret
         self._half_open: dict[bytes, TcpConnection] = {}  # first to be given up first
+        self._admission = Admission(config.max_half_open // 2)
         self._waiting: dict[bytes, TcpConnection] = {}  # in TIME-WAIT, oldest first
 
     # packets
@@ -192,6 +194,9 @@ class Stack:
             self.counters[Cell.DROP_FLOW_LIMIT] += 1
             self.reset(key, seq=0, ack=seq + 1)  # or the application would try for minutes
             return
+        if not self._admission.admits(key, len(self._half_open), self.now):
+            self.counters[Cell.DROP_SYN_FLOOD] += 1
+            return
         if len(self._half_open) >= config.max_half_open:
             # Without a word: an honest application sends its SYN again, a forged one is not there to be told.
             self.counters[Cell.DROP_HALF_OPEN] += 1
@@ -237,6 +242,7 @@ class Stack:
             self._count_closed()
         if self._half_open.pop(key, None) is not None:
             self.counters[Cell.TCP_HALF_OPEN] -= 1
+            self._admission.failed(self.now)
 
     def _count_closed(self) -> None:
         self.counters[Cell.TCP_CLOSED] += 1

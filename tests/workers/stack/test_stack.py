@@ -11,7 +11,7 @@ from tests.support import packets
 from tests.support.packets import VIRTIO_NONE, tun_tcp, tun_udp
 from tests.support.stack_bed import Bed
 from tests.support.tcp_peer import ACK, FIN, RST, SYN, TcpPeer, read_segment
-from workers.stack import CloseReason
+from workers.stack import CloseReason, Refusal
 
 APP, REMOTE = "10.0.0.2", "203.0.113.10"
 APP6, REMOTE6 = "2001:db8::2", "2001:db8:1::10"
@@ -110,22 +110,52 @@ def test_datagram_left_to_be_cut_may_be_empty() -> None:
     assert [datagram[-1] for datagram in bed.datagrams] == [b""]
 
 
+def knock(bed: Bed, port: int) -> None:
+    """Send a SYN, and the same again after a second, as every application does."""
+    for _ in range(2):
+        bed.give(tun_tcp(APP, port, REMOTE, 2, flags=SYN))
+        bed.advance(1.0)
+
+
 def test_oldest_half_open_connection_is_evicted() -> None:
     bed = Bed(max_half_open=2, accepts=False)
     for port in (1, 2, 3):
-        assert bed.give(tun_tcp(APP, port, REMOTE, 2, flags=SYN)) == []
+        knock(bed, port)
     assert [upstream.closed for upstream in bed.upstreams] == [CloseReason.EVICTED, None, None]
     assert bed.count(Cell.DROP_HALF_OPEN) == 1
 
 
 def test_connection_whose_syn_was_answered_is_the_last_to_be_evicted() -> None:
     bed = Bed(max_half_open=2, accepts=False)
-    for port in (1, 2):
-        bed.give(tun_tcp(APP, port, REMOTE, 2, flags=SYN))
+    knock(bed, 1)
+    knock(bed, 2)
     bed.upstreams[0].connection.accept(bed.now)
-    bed.give(tun_tcp(APP, 3, REMOTE, 2, flags=SYN))
+    knock(bed, 3)
     assert [upstream.closed for upstream in bed.upstreams] == [None, CloseReason.EVICTED, None]
     assert bed.count(Cell.TCP_HALF_OPEN) == 2
+
+
+def test_syn_flood_that_is_not_answered_costs_half_the_limit_and_honest_applications_a_second() -> None:
+    bed = Bed(max_half_open=100, accepts=False)
+    for number in range(5000):
+        bed.give(tun_tcp(f"10.9.{number >> 8}.{number & 255}", 1, REMOTE, 2, flags=SYN))
+    assert len(bed.upstreams) == 50
+    assert bed.count(Cell.DROP_SYN_FLOOD) == 4950
+    knock(bed, 7)
+    assert len(bed.upstreams) == 51
+    assert bed.upstreams[-1].connection.source_port == 7
+
+
+def test_syn_flood_that_is_refused_costs_few_dials_a_second() -> None:
+    bed = Bed(accepts=False)
+    for number in range(5000):
+        bed.give(tun_tcp(f"10.9.{number >> 8}.{number & 255}", 1, REMOTE, 2, flags=SYN))
+        if bed.upstreams[-1].closed is None:
+            bed.upstreams[-1].connection.refuse(Refusal.REFUSED, bed.now)
+    assert len(bed.upstreams) == 250
+    bed.advance(2.5)  # no failure for more than a second: the flood is over
+    bed.give(tun_tcp(APP, 1, REMOTE, 2, flags=SYN))
+    assert len(bed.upstreams) == 251
 
 
 def test_initial_numbers_differ_by_flow_and_grow_with_time() -> None:

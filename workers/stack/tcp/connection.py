@@ -416,7 +416,8 @@ class TcpConnection:
                 self._stack.counters[Cell.DROP_BUFFER_LIMIT] += 1
             else:
                 self._stack.counters[Cell.BUFFER_BYTES] += stored
-            self._output.ack(self._stack.now)  # each one, or its sender could not count them (RFC 5681 4.2, RFC 2883)
+                # Each one at once, or its sender could not count them (RFC 5681 4.2, RFC 2883).
+                self._output.ack(self._stack.now)
         elif data:
             self._deliver(data)
             while self.state in _HEARS_TEXT and (ready := receiver.pop_ready()) is not None:
