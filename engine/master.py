@@ -66,13 +66,14 @@ from shared.control import (
     Usage,
     Used,
 )
+from shared.log import READY
 from shared.pool import Pool, PoolLayout
 from shared.system import user_exists
 
 __all__ = ["EngineFailed", "StartOptions", "run_engine"]
 
 log = logging.getLogger(__name__)
-ready_log = logging.getLogger("engine.ready")
+ready_log = logging.getLogger(READY)
 """Of the one line that says that packets flow: `engine start` prints it whatever the level of the log is."""
 
 SLOTS = 512

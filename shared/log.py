@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-__all__ = ["FLOWS", "LEVELS", "Tap", "configure_logging", "level_name"]
+__all__ = ["FLOWS", "LEVELS", "READY", "Tap", "configure_logging", "level_name"]
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -21,6 +21,9 @@ LEVELS = {
 }
 FLOWS = 15
 """Level of the beginning and the end of flows: told with `debug`, and to those who follow the log at `info`."""
+
+READY = "engine.ready"
+"""Logger of the one line that is told at every level: scripts wait for it."""
 
 
 def level_name(level: int) -> str:
@@ -63,12 +66,14 @@ def configure_logging(level: str, style: Literal["text", "json"], *, name: str) 
     """Log to stderr from `level` (a key of LEVELS) on; `name` says which process speaks (master, worker 0)."""
     logging.addLevelName(FLOWS, "DEBUG")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setLevel(LEVELS[level])  # a Tap may want more
+    # Not the handler's level: a Tap may lower the root's, and READY passes at every level.
+    handler.addFilter(lambda record: record.levelno >= LEVELS[level] or record.name == READY)
     if style == "json":
         handler.setFormatter(_JsonFormatter(name))
     else:
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {name}: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
+    logging.getLogger(READY).setLevel(logging.INFO)
     # The loop's own debug lines ("Using selector") are not the user's concern.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 

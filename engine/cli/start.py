@@ -138,7 +138,6 @@ def run_until_stopped(line: "CommandLine", *, workers: int | None, run_dir: Path
         if config.log.output is not None:
             log_to_file(config.log.output)
         configure_logging(config.log.level, config.log.format, name="master")
-        logging.getLogger("engine.ready").setLevel(logging.INFO)  # scripts wait for it, whatever the level
         for remark in remarks:
             log.warning("%s", remark)
         options = StartOptions(

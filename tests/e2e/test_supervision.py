@@ -120,11 +120,11 @@ def test_second_signal_while_stopping_does_no_harm(net: Topology, run_dir: Path)
 def test_killed_master_leaves_nothing_and_the_next_start_works(net: Topology, run_dir: Path) -> None:
     before = net.client.snapshot()
     with running_engine(net.client, run_dir, proxy=NO_PROXY_NEEDED) as engine:
+        wait_until(lambda: len(engine.processes()) == 5, what="master, two workers, guardian, HTTP")
         family = engine.processes()
-        assert len(family) == 4, "master, two workers, guardian"
         engine.signal(signal.SIGKILL)
         assert engine.exit_code() == -signal.SIGKILL
-        wait_until(lambda: not any(is_alive(pid) for pid in family), what="the end of workers and guardian")
+        wait_until(lambda: not any(is_alive(pid) for pid in family), what="the end of workers, guardian and HTTP")
     assert net.client.snapshot() == before
     with running_engine(net.client, run_dir, proxy=NO_PROXY_NEEDED):
         pass
