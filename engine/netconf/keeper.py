@@ -67,6 +67,8 @@ class GuardianKeeper:
         assert self._guardian is not None
         os.write(self._life_write, b"hold" if hold else b"undo")
         answer = await _read_line(self._guardian)
+        if answer == "ready":  # it has just taken a dead one's place, and nobody has heard it say so
+            answer = await _read_line(self._guardian)
         await self._end()
         return answer
 
