@@ -23,7 +23,7 @@ FLOWS = 15
 """Level of the beginning and the end of flows: told with `debug`, and to those who follow the log at `info`."""
 
 READY = "engine.ready"
-"""Logger of the one line that is told at every level: scripts wait for it."""
+"""Logger of the one line that passes at every level once its own level is INFO: scripts wait for it."""
 
 
 def level_name(level: int) -> str:
@@ -73,7 +73,6 @@ def configure_logging(level: str, style: Literal["text", "json"], *, name: str) 
     else:
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {name}: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
-    logging.getLogger(READY).setLevel(logging.INFO)
     # The loop's own debug lines ("Using selector") are not the user's concern.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 

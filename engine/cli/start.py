@@ -21,7 +21,7 @@ from engine.cli.options import (
     need_root,
     refuse,
 )
-from shared.log import configure_logging
+from shared.log import READY, configure_logging
 
 if TYPE_CHECKING:
     from engine.config.effective import CommandLine
@@ -138,6 +138,7 @@ def run_until_stopped(line: "CommandLine", *, workers: int | None, run_dir: Path
         if config.log.output is not None:
             log_to_file(config.log.output)
         configure_logging(config.log.level, config.log.format, name="master")
+        logging.getLogger(READY).setLevel(logging.INFO)  # scripts wait for it, whatever the level
         for remark in remarks:
             log.warning("%s", remark)
         options = StartOptions(

@@ -12,6 +12,7 @@ TELL = f"""
 import logging
 from shared.log import configure_logging
 configure_logging("LEVEL", "text", name="master")
+logging.getLogger("{READY}").setLevel(logging.INFO)
 logging.getLogger("{READY}").info("ready")
 for level in {list(LEVELS)}:
     getattr(logging.getLogger("engine.other"), level)("at " + level)
