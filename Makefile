@@ -1,4 +1,4 @@
-.PHONY: demo test check bench crash clean
+.PHONY: demo test check bench crash flows clean
 
 demo:  ## the whole path on an embedded proxy, in private namespaces
 	bash .ci/demo
@@ -28,6 +28,10 @@ spike:  ## twice what the machine carries, and back; a minute
 hold:  ## 10,000 connections held for ten minutes
 	bash .ci/setup load
 	.venv/bin/python -m loadtests hold
+
+flows:  ## 50,000 flows and 4,000 UDP mappings at once; a few minutes, needs root
+	bash .ci/setup test
+	.venv/bin/python -m loadtests.flows
 
 soak:  ## half an hour of everything
 	bash .ci/setup load

@@ -122,6 +122,7 @@ class Inspector:
             udp_active=row[Cell.UDP_ACTIVE],
             udp_opened=row[Cell.UDP_OPENED],
             connect_failed=row[Cell.CONNECT_FAILED],
+            no_local_port=row[Cell.NO_LOCAL_PORT],
             packets_in=row[Cell.PACKETS_IN],
             bytes_in=row[Cell.BYTES_IN],
             packets_out=row[Cell.PACKETS_OUT],

@@ -164,6 +164,8 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     udp_active: int
     udp_opened: int
     connect_failed: int
+    no_local_port: int = 0
+    """Connections that were not made since all local ports were in use."""
     packets_in: int
     bytes_in: int
     packets_out: int

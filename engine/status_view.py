@@ -46,6 +46,8 @@ def print_status(status: EngineStatus) -> None:
         if worker.last_end:
             console.print(f"worker {worker.index}: the one before it {escape(worker.last_end)}")
     workers = status.workers
+    if without_port := _sum(workers, "no_local_port"):
+        console.print(f"{without_port:,} connections found no local port: widen net.ipv4.ip_local_port_range")
     console.print(
         f"in all: {_sum(workers, 'tcp_opened'):,} TCP and {_sum(workers, 'udp_opened'):,} UDP flows opened, "
         f"{_sum(workers, 'connect_failed'):,} connects failed, {_sum(workers, 'tcp_retransmits'):,} retransmits, "

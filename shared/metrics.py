@@ -87,6 +87,9 @@ class Cell(IntEnum):
     HEARTBEAT = 26
     """Monotonic milliseconds when the process last said that it lives."""
 
+    NO_LOCAL_PORT = 28
+    """Connections that were not made since all local ports were in use."""
+
     # rules
     REJECTED = 27
     """Connections and datagrams that a rule refused."""

@@ -32,6 +32,7 @@ _WORKER_COUNTERS = {
     Cell.ICMP_ERRORS_SENT: ("icmp_errors_sent", "ICMP errors sent to applications."),
     Cell.UDP_REFUSED: ("udp_refused", "Datagrams answered with ICMP port unreachable."),
     Cell.CONNECT_FAILED: ("connects_failed", "Flows for which no connection could be made."),
+    Cell.NO_LOCAL_PORT: ("no_local_port", "Connections that were not made since all local ports were in use."),
     Cell.DNS_QUERIES: ("dns_queries", "Questions of programs that the DNS service took in."),
     Cell.DNS_CACHE_HITS: ("dns_cache_hits", "Of these, those answered out of the cache."),
     Cell.DNS_STALE_HITS: ("dns_stale_hits", "Those answered with a stale answer while a fresh one is fetched."),

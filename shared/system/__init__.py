@@ -7,6 +7,7 @@
     end of process  pidfd                                kqueue, EVFILT_PROC
     privileges      set*id, no_new_privs, PDEATHSIG      set*id; the end of the control channel is that of the master
     way out         SO_BINDTODEVICE                      IP_BOUND_IF
+    local ports     IP_LOCAL_PORT_RANGE, 127.0.0.0/8     as the kernel chooses
 
 All of it but the kqueue and the bound sockets works on Linux too, where tests run the whole engine on it.
 """
@@ -14,6 +15,7 @@ All of it but the kqueue and the bound sockets works on Linux too, where tests r
 import sys
 
 __all__ = [
+    "LOOPBACK_SOURCES",
     "Doorbell",
     "ExitWatch",
     "MessageSocket",
@@ -27,11 +29,13 @@ __all__ = [
     "open_doorbell",
     "ring_doorbell",
     "sealed_file",
+    "take_any_port",
     "user_exists",
 ]
 
 if sys.platform == "darwin":
     from shared.system.darwin import (
+        LOOPBACK_SOURCES,
         Doorbell,
         ExitWatch,
         MessageSocket,
@@ -45,10 +49,12 @@ if sys.platform == "darwin":
         open_doorbell,
         ring_doorbell,
         sealed_file,
+        take_any_port,
         user_exists,
     )
 else:
     from shared.system.linux import (
+        LOOPBACK_SOURCES,
         Doorbell,
         ExitWatch,
         MessageSocket,
@@ -62,5 +68,6 @@ else:
         open_doorbell,
         ring_doorbell,
         sealed_file,
+        take_any_port,
         user_exists,
     )

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from shared.system.stream import StreamMessages
 
 __all__ = [
+    "LOOPBACK_SOURCES",
     "Doorbell",
     "ExitWatch",
     "MessageSocket",
@@ -27,6 +28,7 @@ __all__ = [
     "open_doorbell",
     "ring_doorbell",
     "sealed_file",
+    "take_any_port",
     "user_exists",
 ]
 
@@ -151,6 +153,14 @@ def bind_to_interface(sock: socket.socket, name: str | int) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_BOUND_IF, index)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_BOUND_IF, index)
+
+
+LOOPBACK_SOURCES: tuple[str, ...] = ()
+"""See linux. 127.0.0.1 is the only one."""
+
+
+def take_any_port(sock: socket.socket) -> None:
+    """See linux. The kernel chooses as it likes."""
 
 
 def drop_privileges(uid: int | None, *, keep: Collection[int] = ()) -> None:

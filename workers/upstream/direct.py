@@ -61,7 +61,7 @@ class DirectUpstream:
         self._buffer = buffer
         self._tun = tun
         self._health = Health(counters, cells)
-        self._sockets = Sockets(loop, config.dial, mark=mark)
+        self._sockets = Sockets(loop, config.dial, counters, mark=mark)
         self._look_up = look_up
         self._how = Resolve(server=config.dial.domain_resolver, strategy=config.dial.strategy)
 

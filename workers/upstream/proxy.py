@@ -56,7 +56,7 @@ class ProxyUpstream:
         self._counters = counters
         self._buffer = buffer
         self._health = Health(counters, cells)
-        self._dialer = Dialer(Sockets(loop, config.dial, mark=mark), config.proxy)
+        self._dialer = Dialer(Sockets(loop, config.dial, counters, mark=mark), config.proxy)
         self._tcp = SocksUpstream(self._dialer)
         self._on_udp_support = on_udp_support
         self._udp_told: tuple[bool, str] | None = None  # as told to `on_udp_support`

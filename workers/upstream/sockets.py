@@ -9,8 +9,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface
 from struct import Struct
 
 from shared.config import DialConfig
-from shared.system import bind_to_interface
+from shared.metrics import Counters
+from shared.system import bind_to_interface, take_any_port
 from workers.upstream.egress import Egress
+from workers.upstream.local_ports import PortWatch, Sources
 
 __all__ = [
     "Networks",
@@ -86,8 +88,12 @@ class Sockets:
     on macOS it is an Egress, by which the socket is bound.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, dial: DialConfig, *, mark: int | Egress | None) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, dial: DialConfig, counters: Counters, *, mark: int | Egress | None
+    ) -> None:
         self.loop = loop
+        self._ports = PortWatch(counters)
+        self._sources = Sources()
         self.timeout = dial.connect_timeout
         self._egress = mark if isinstance(mark, Egress) and dial.bind_interface is None else None
         own_mark = mark if isinstance(mark, int) else None
@@ -111,10 +117,23 @@ class Sockets:
         return sock
 
     async def connect(self, address: str, port: int, *, timeout: float) -> socket.socket:
-        """Return a TCP connection to an address. Raises OSError, TimeoutError."""
+        """Return a TCP connection to an address. Raises OSError (NoLocalPort among them), TimeoutError."""
+        for _ in range(self._sources.count(address)):
+            try:
+                return await self._connect(address, port, timeout)
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                failure = error
+                self._sources.next(address)
+        raise self._ports.explain(failure, address, port) from failure
+
+    async def _connect(self, address: str, port: int, timeout: float) -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = self.make(family, socket.SOCK_STREAM, local=address == "::1" or address.startswith("127."))
         try:
+            take_any_port(sock)
+            self._sources.bind(sock, address)
             target = (address, port)
             code = sock.connect_ex(target)
             if code == errno.EINPROGRESS:

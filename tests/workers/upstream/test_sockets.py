@@ -4,6 +4,7 @@ import asyncio
 import socket
 
 from shared.config import DialConfig
+from shared.metrics import CELLS
 from tests.support.loop import on_loop
 from workers.upstream.sockets import Sockets
 
@@ -11,7 +12,7 @@ from workers.upstream.sockets import Sockets
 @on_loop
 async def test_half_open_connections_come_to_an_end() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sockets = Sockets(asyncio.get_running_loop(), DialConfig(), mark=None)
+        sockets = Sockets(asyncio.get_running_loop(), DialConfig(), [0] * CELLS, mark=None)
         with await sockets.connect("127.0.0.1", server.getsockname()[1], timeout=5) as sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             silence = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)

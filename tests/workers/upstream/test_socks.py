@@ -11,6 +11,7 @@ import pytest
 
 from engine.demo.socks_server import SocksServer
 from shared.config import DialConfig, ProxyConfig
+from shared.metrics import CELLS
 from tests.support.loop import on_loop
 from tests.support.peers import Endpoint, closed_port, echo, script, tcp_server
 from workers.stack import Refusal
@@ -24,7 +25,7 @@ def upstream(
 ) -> SocksUpstream:
     host, port = endpoint
     proxy = ProxyConfig(kind=kind, host=host, port=port, addresses=(host,), **credentials)  # type: ignore[arg-type]
-    sockets = Sockets(asyncio.get_running_loop(), DialConfig(connect_timeout=timeout), mark=mark)
+    sockets = Sockets(asyncio.get_running_loop(), DialConfig(connect_timeout=timeout), [0] * CELLS, mark=mark)
     return SocksUpstream(Dialer(sockets, proxy))
 
 
@@ -164,7 +165,7 @@ async def test_the_next_address_is_tried() -> None:
     async with tcp_server(echo, "::1") as target:
         with SocksServer(asyncio.get_running_loop(), "::1", 0) as server:
             proxy = ProxyConfig(kind="socks5", host="p", port=server.endpoint[1], addresses=("127.0.0.1", "::1"))
-            sockets = Sockets(asyncio.get_running_loop(), DialConfig(), mark=None)
+            sockets = Sockets(asyncio.get_running_loop(), DialConfig(), [0] * CELLS, mark=None)
             sock = await SocksUpstream(Dialer(sockets, proxy)).connect(*target)
             assert await exchange(sock, b"second") == b"second"
 

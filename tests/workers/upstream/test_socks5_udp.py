@@ -7,6 +7,7 @@ import pytest
 
 from engine.demo.socks_server import SocksServer
 from shared.config import DialConfig, ProxyConfig
+from shared.metrics import CELLS
 from shared.wire.socks5 import encode_udp_header
 from tests.support.loop import on_loop
 from tests.support.peers import Endpoint, closed_port, script, tcp_server, udp_echo
@@ -21,7 +22,7 @@ async def open_association(
 ) -> Association:
     host, port = endpoint
     proxy = ProxyConfig(kind=kind, host=name or host, port=port, addresses=(host,), **credentials)  # type: ignore[arg-type]
-    sockets = Sockets(asyncio.get_running_loop(), DialConfig(connect_timeout=timeout), mark=None)
+    sockets = Sockets(asyncio.get_running_loop(), DialConfig(connect_timeout=timeout), [0] * CELLS, mark=None)
     return await associate(Dialer(sockets, proxy))
 
 

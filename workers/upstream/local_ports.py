@@ -1,0 +1,83 @@
+"""Local ports run out: one source address has about 28,000 for connections to one address and port (ip(7), ip_local_port_range).
+
+On Linux every address of 127.0.0.0/8 is this machine's, so connections to a proxy on this machine go on from another of
+them. Beyond it there is nothing to be done here but to say so: the way out is the machine's, or another address of the proxy.
+"""
+
+import errno
+import logging
+import socket
+from time import monotonic
+
+from shared.metrics import Cell, Counters
+from shared.system import LOOPBACK_SOURCES
+
+__all__ = ["NoLocalPort", "PortWatch", "Sources"]
+
+log = logging.getLogger(__name__)
+
+TOLD_EVERY = 60.0  # seconds between two warnings
+
+
+class NoLocalPort(OSError):
+    """All local ports are in use by connections to this address and port."""
+
+    def __init__(self, address: str, port: int) -> None:
+        super().__init__(
+            errno.EADDRNOTAVAIL,
+            f"no local port is left for one more connection to {address} port {port}: widen net.ipv4.ip_local_port_range, "
+            f"or give the proxy more addresses",
+        )
+
+
+class PortWatch:
+    """Tells whether ports have run out, counts it, and warns of it now and then."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._told_at = float("-inf")
+
+    def explain(self, error: OSError, address: str, port: int) -> OSError:
+        """Return what EADDRNOTAVAIL of a connect(2) to `address` means: NoLocalPort, or just that."""
+        if not _has_source(address, port):
+            return error
+        better = NoLocalPort(address, port)
+        self._counters[Cell.NO_LOCAL_PORT] += 1
+        if monotonic() - self._told_at > TOLD_EVERY:
+            self._told_at = monotonic()
+            log.warning("%s", better.strerror)
+        return better
+
+
+def _has_source(address: str, port: int) -> bool:
+    """Whether there is a source address towards `address`: without one connect(2) says EADDRNOTAVAIL as well.
+
+    A UDP socket finds its source in the same way, but its port elsewhere.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, port))
+        except OSError:
+            return False
+    return True
+
+
+class Sources:
+    """Source addresses for connections to one address: the kernel's own choice, and to loopback addresses others after it."""
+
+    def __init__(self) -> None:
+        self._at = 0
+
+    @staticmethod
+    def count(address: str) -> int:
+        """Return how many there are."""
+        return 1 + len(LOOPBACK_SOURCES) if address.startswith("127.") else 1
+
+    def bind(self, sock: socket.socket, address: str) -> None:
+        """Give a socket that is to be connected to `address` the source whose turn it is. Raises OSError."""
+        if address.startswith("127.") and self._at:
+            sock.bind((LOOPBACK_SOURCES[self._at - 1], 0))
+
+    def next(self, address: str) -> None:
+        """The ports of this one towards `address` have run out: from now on it is another one's turn."""
+        self._at = (self._at + 1) % self.count(address)
