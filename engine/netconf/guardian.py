@@ -1,8 +1,8 @@
 """`python -m engine.netconf.guardian --run-dir DIR --fd N`: restores the network when the master is gone.
 
-The master starts it before the first change and holds the other end of the pipe N. End of file means that the master is
-gone, in any way; "undo" means that it stops, "hold" that it fails. All take the same path, so a crash is undone as well as
-a clean stop; but only the latter opens a kill switch.
+The master starts it before the first change and holds the other end of the pipe N, in which each byte is a message: PING
+is answered at once; UNDO means that the master stops, HOLD that it fails, and end of file that it is gone, in any way. All
+three take the same path, so a crash is undone as well as a clean stop; but only the latter opens a kill switch.
 
 It imports next to nothing until then: it waits for days, and pyroute2 alone would double its size.
 """
@@ -11,8 +11,9 @@ import os
 import signal
 import sys
 
-__all__ = ["main"]
+__all__ = ["HOLD", "PING", "UNDO", "main"]
 
+PING, UNDO, HOLD = b"p", b"u", b"h"
 OOM_SCORE_ADJ_MIN = "-1000"  # include/uapi/linux/oom.h
 
 
@@ -31,7 +32,10 @@ def main(arguments: list[str]) -> int:
     _be_spared()
     os.chdir("/")  # to be in no one's way when a file system is unmounted
     _write(1, "ready")
-    hold = os.read(int(number), 16) != b"undo"  # blocks until it is told, or end of file
+    # Blocks until it is told, or end of file. Byte by byte: what a guardian that hung has not read is left to this one.
+    while (told := os.read(int(number), 1)) == PING:
+        _write(1, "pong")
+    hold = told != UNDO
     problem, held = _restore(run_dir, hold)
     if not _write(1, problem or ("held" if held else "done")):  # the master cannot hear it any more: tell the user
         if problem:

@@ -131,6 +131,39 @@ def test_killed_guardian_is_replaced(net: Topology, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.e2e
+def test_hung_guardian_is_killed_and_replaced(net: Topology, tmp_path: Path) -> None:
+    before = net.client.snapshot()
+    with master(net.client, tmp_path, "applied") as victim:
+        victim.expect("guarded")
+        victim.expect("applied")
+        hung = victim.guardian()
+        os.kill(hung, signal.SIGSTOP)
+        wait_until(lambda: victim.guardians() not in ([], [hung]), 60, what="another guardian")
+        assert hung not in pids(), "never two that would undo the journal"
+        assert net.client.route_to(TARGET_V4)["dev"] == "tun0", "the network stays as it is"
+        wait_until(lambda: is_ignoring(victim.guardian(), signal.SIGTERM), 60, what="the guardian's readiness")
+        victim.process.kill()
+        wait_until(lambda: not victim.helpers(), 60, what="the end of the guardian")
+    assert net.client.snapshot() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.e2e
+def test_hung_guardian_does_not_hold_up_a_stop(net: Topology, tmp_path: Path) -> None:
+    before = net.client.snapshot()
+    with master(net.client, tmp_path, "restored") as running:
+        running.expect("guarded")
+        running.expect("applied")
+        os.kill(running.guardian(), signal.SIGSTOP)
+        running.go_on()
+        running.expect("restored")
+        assert running.process.wait() == 0
+        assert running.helpers() == []
+    assert net.client.snapshot() == before
+    assert list(tmp_path.iterdir()) == []
+
+
 def is_ignoring(pid: int, number: signal.Signals) -> bool:
     """Whether a process has set a signal to be ignored (SigIgn in proc_pid_status(5))."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
