@@ -206,7 +206,8 @@ class Stack:
             iss = (int.from_bytes(digest[:4], "big") + int(self.now * 250_000)) & MASK  # a clock of 4 us (RFC 6528 3)
         ts_offset = int.from_bytes(digest[4:], "big")  # as hard to guess as the numbers (RFC 7323 7.1)
         syn = bytes(packet[HEADER_LEN : min(end, HEADER_LEN + _QUOTE_MAX)])
-        connection = TcpConnection(self, key, seq, iss & MASK, ts_offset, options, window, syn)
+        local = bool(packet[0] & F_NEEDS_CSUM)  # no sum yet: it has crossed no wire
+        connection = TcpConnection(self, key, seq, iss & MASK, ts_offset, options, window, syn, local=local)
         self.connections[key] = self._half_open[key] = connection
         self.counters[Cell.TCP_OPENED] += 1
         self.counters[Cell.TCP_ACTIVE] += 1

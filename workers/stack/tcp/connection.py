@@ -55,16 +55,20 @@ class TcpConnection:
     """
 
     __slots__ = (
-        "_challenged_at", "_eof_told", "_header_length", "_heard_at", "_irs", "_offers_scale", "_output", "_predicted",
+        "_challenged_at", "_eof_told", "_header_length", "_heard_at", "_irs", "_local", "_offers_scale", "_output", "_predicted",
         "_quick_acks", "_shutdown", "_silence", "_stack", "_starved", "_syn", "_syn_ack_at", "_syn_retries",
         "_timestamps", "_window_position", "_window_scale", "ack_queued", "destination",
         "destination_port", "handler", "key", "receiver", "sender", "source", "source_port", "state", "timer", "version",
     )  # fmt: skip
 
     def __init__(
-        self, stack: "Stack", key: bytes, irs: int, iss: int, ts_offset: int, options: Options, window: int, syn: bytes
-    ) -> None:
-        """A SYN with sequence number `irs`, `options` and `window` has come from `key`; `syn` is its IP packet, to quote."""
+        self, stack: "Stack", key: bytes, irs: int, iss: int, ts_offset: int, options: Options, window: int, syn: bytes,
+        *, local: bool,
+    ) -> None:  # fmt: skip
+        """A SYN with sequence number `irs`, `options` and `window` has come from `key`; `syn` is its IP packet, to quote.
+
+        `local`: it was sent by this machine.
+        """
         config = stack.config
         size = len(key) // 2 - 2
         self.version = version = 4 if size == 4 else 6
@@ -77,7 +81,7 @@ class TcpConnection:
         self.timer: Entry | None = None
         self.ack_queued = False
         self._stack = stack
-        self._syn, self._irs = syn, irs
+        self._syn, self._irs, self._local = syn, irs, local
         self._timestamps = timestamps = options.timestamps is not None
         self._header_length = 32 if timestamps else 20
         self._offers_scale = options.window_scale is not None
@@ -362,7 +366,7 @@ class TcpConnection:
     def _establish(self, now: float) -> None:
         self._set_state(Event.SYN_ACKED)
         self._stack.established(self)
-        self.sender.open(None if self._syn_retries else now - self._syn_ack_at, now)
+        self.sender.open(None if self._syn_retries else now - self._syn_ack_at, now, local=self._local)
         self._listen_for_silence()
 
     def _process_ack(

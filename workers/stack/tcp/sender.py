@@ -67,16 +67,16 @@ class Sender:
         self._timed = self.una  # one ACK per round trip is measured, the first beyond this position (RFC 6298 3)
         self._probed = False  # one probe until something new is acknowledged (RFC 8985 7.3)
 
-    def open(self, rtt: float | None, now: float) -> None:
+    def open(self, rtt: float | None, now: float, *, local: bool) -> None:
         """The handshake took one round trip of `rtt`; None: a repeated SYN-ACK says nothing of that.
 
-        A program on this machine needs no pace, its window alone is to hold us back: CUBIC. A longer path may lose packets,
-        and what a window that shrinks with each loss can carry falls with the round trip: BBR.
+        A program on this machine (known to be `local`, or so near) needs no pace, its window alone is to hold us back: CUBIC.
+        A longer path may lose packets, and what a window that shrinks with each loss can carry falls with the round trip: BBR.
         """
         if rtt is not None:
             self.rtt.sample(rtt)
         self.retransmit_at = math.inf
-        if rtt is None or rtt >= _LOCAL_RTT:
+        if not local and (rtt is None or rtt >= _LOCAL_RTT):
             self.congestion = self._bbr = Bbr(self.mss, self.max_segment, rtt or 0.0, now)
 
     def _is_local(self) -> None:

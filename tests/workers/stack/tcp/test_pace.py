@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 from shared.metrics import Cell
+from shared.wire.virtio import F_NEEDS_CSUM
 from tests.support.stack_bed import Bed, Upstream, pattern
 from tests.support.tcp_peer import TcpPeer, read_segment
 from workers.stack.tcp.bbr import Bbr
@@ -12,11 +13,13 @@ RTT = 0.01
 SIZE = 400_000
 
 
-def opened(rtt: float, bed: Bed) -> tuple[TcpPeer, Upstream]:
-    """A connection whose handshake took `rtt`."""
+def opened(rtt: float, bed: Bed, *, local: bool = False) -> tuple[TcpPeer, Upstream]:
+    """A connection whose handshake took `rtt`; `local`: its SYN has no checksum yet."""
     peer = TcpPeer(mss=1460, scale=7)
     peer.connect(bed.now)
-    [syn_ack] = bed.give(peer.sent.pop())
+    syn = bytearray(peer.sent.pop())
+    syn[0] = F_NEEDS_CSUM if local else 0
+    [syn_ack] = bed.give(bytes(syn))
     bed.now += rtt
     peer.receive(syn_ack, bed.now)
     bed.give(peer.sent.pop())
@@ -73,6 +76,16 @@ def test_program_on_this_machine_gets_what_its_window_allows_at_once() -> None:
     upstream.send(pattern(SIZE), bed.now)
     assert 9 * 1448 < sum(len(read_segment(packet).payload) for packet in bed.out) <= 10 * 1448
     assert isinstance(upstream.connection.sender.congestion, Cubic)
+    bed.exchange_from(peer)
+    assert peer.received == pattern(SIZE)
+
+
+def test_program_on_this_machine_is_known_by_its_syn_however_busy_it_is() -> None:
+    bed = Bed(offload=True)
+    peer, upstream = opened(0.3, bed, local=True)
+    upstream.send(pattern(SIZE), bed.now)
+    assert isinstance(upstream.connection.sender.congestion, Cubic)
+    assert sum(len(read_segment(packet).payload) for packet in bed.out) > 9 * 1448
     bed.exchange_from(peer)
     assert peer.received == pattern(SIZE)
 
