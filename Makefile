@@ -13,7 +13,7 @@ bench:  ## the engine beside its peers; about 30 minutes
 	bash .ci/setup bench
 	.venv/bin/python -m loadtests.bench
 
-crash:  ## kills and breaks everything, again and again; ends with one table; about 30 minutes, needs root
+crash:  ## kills and breaks everything, again and again; ends with one table; an hour and more, needs root
 	bash .ci/setup test
 	.venv/bin/python -m loadtests.crash
 

@@ -81,6 +81,7 @@ class Inspector:
             pool_slots=self._pool.layout.slots,
             pool_free=self._ingress.free_slots,
             kill_switch=self._network.kill_switch,
+            bypass_evictions=self._network.bypass_evictions,
             guardian_pid=guardian.pid,
             guardian_restarts=guardian.restarts,
             http_pid=self._http_pid,

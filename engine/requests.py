@@ -205,6 +205,8 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     pool_free: int
     kill_switch: bool
     """Nothing gets out past the tun, and will not after a crash."""
+    bypass_evictions: int = 0
+    """Hosts that were led into the tun again to make room for others."""
     guardian_pid: int | None
     """None while one that died is replaced."""
     guardian_restarts: int

@@ -90,6 +90,9 @@ class Cell(IntEnum):
     NO_LOCAL_PORT = 28
     """Connections that were not made since all local ports were in use."""
 
+    UDP_EVICTED = 29
+    """UDP endpoints that were closed to make room for others (max_associations)."""
+
     # rules
     REJECTED = 27
     """Connections and datagrams that a rule refused."""

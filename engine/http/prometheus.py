@@ -33,6 +33,9 @@ _WORKER_COUNTERS = {
     Cell.UDP_REFUSED: ("udp_refused", "Datagrams answered with ICMP port unreachable."),
     Cell.CONNECT_FAILED: ("connects_failed", "Flows for which no connection could be made."),
     Cell.NO_LOCAL_PORT: ("no_local_port", "Connections that were not made since all local ports were in use."),
+    Cell.UDP_EVICTED: ("udp_evicted", "UDP endpoints that were closed to make room for others (max_associations)."),
+    Cell.USAGE_LOST: ("usage_lost", "Pairs of program and destination whose usage the master could not be told."),
+    Cell.LOG_LOST: ("log_lines_lost", "Lines of the log that who follows it was not told."),
     Cell.DNS_QUERIES: ("dns_queries", "Questions of programs that the DNS service took in."),
     Cell.DNS_CACHE_HITS: ("dns_cache_hits", "Of these, those answered out of the cache."),
     Cell.DNS_STALE_HITS: ("dns_stale_hits", "Those answered with a stale answer while a fresh one is fetched."),
@@ -97,6 +100,11 @@ class MetricsOf(Collector):
         yield _gauge("uptime_seconds", "Seconds since the engine became ready.", status.uptime)
         yield _gauge("healthy", "1 when packets can flow, as /healthz tells.", not problems(self._measurement))
         yield _gauge("interface_up", "0 while somebody has set the tun down.", status.link_up)
+        yield _counter(
+            "bypass_evictions",
+            "Hosts that were led into the tun again to make room for others.",
+            self._status.bypass_evictions,
+        )
         yield _counter("guardian_restarts", "Times that the guardian was replaced.", status.guardian_restarts)
         up = GaugeMetricFamily("tunloom_worker_up", "1 while the worker runs.", labels=("worker",))
         restarts = CounterMetricFamily(
@@ -265,6 +273,12 @@ class MetricsOf(Collector):
             yield family
         for cell, (name, text) in _MASTER_COUNTERS.items():
             yield _counter(name, text, self._master[cell])
+        unknown = CounterMetricFamily(
+            "tunloom_processes_unknown", "Flows whose program could not be found.", labels=("worker",)
+        )
+        for name, row in self._named_rows():
+            unknown.add_metric((name,), row[Cell.PROCESS_UNKNOWN])
+        yield unknown
 
     def _named_rows(self) -> Iterator[tuple[str, memoryview]]:
         for index, row in enumerate(self._workers):

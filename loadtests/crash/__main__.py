@@ -1,54 +1,66 @@
-"""`python -m loadtests.crash [--quick] [--only PART ...] [--json FILE] [--markdown FILE]`
+"""`python -m loadtests.crash [--quick] [--only ROW,ROW] [--results FILE] [--markdown FILE] [--list]`
 
-Exit codes: 0 every promise was kept, 1 one was not, 3 not root.
+Exit codes: 0 every promise was kept, 1 one was not, 2 wrong usage, 3 not root.
 """
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 
-from loadtests.crash.journal import journal_faults
-from loadtests.crash.processes import process_faults
-from loadtests.crash.report import Finding, as_json, as_markdown, print_findings
+from loadtests.crash.report import Row, add_to_file, as_markdown, from_file, play, print_findings
+from loadtests.crash.rows import ROWS
 from tests.support.netns import leaving_nothing
 
 __all__ = ["main"]
 
-PARTS: dict[str, Callable[..., Iterator[Finding]]] = {
-    "journal": journal_faults,
-    "processes": process_faults,
-}
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Play all parts, or some; print one table."""
+def main(arguments: list[str] | None = None, rows: dict[str, Row] = ROWS) -> int:
+    """Play all rows, or some; print one table."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.crash", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--only", choices=PARTS, nargs="+", default=list(PARTS), help="parts to play")
-    parser.add_argument("--json", type=Path, help="write everything to this file")
-    parser.add_argument("--markdown", type=Path, help="write the table to this file")
+    parser.add_argument("--only", metavar="ROW,ROW", help="rows to play (--list names them)")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="add what is found to this file (JSON), row by row"
+    )
+    parser.add_argument(
+        "--markdown",
+        metavar="FILE",
+        help="write the table to this file (-: stdout); with --results that of the whole file",
+    )
+    parser.add_argument("--list", action="store_true", help="list the rows, and end")
     options = parser.parse_args(arguments)
-    if os.geteuid() != 0:
+    if options.list:
+        for row in rows.values():
+            print(f"{row.name:26} {row.what}")
+        return 0
+    names = list(rows) if options.only is None else [name for name in options.only.split(",") if name]
+    if unknown := [name for name in names if name not in rows]:
+        parser.error(f"argument --only: there is no row {', '.join(unknown)} (--list shows them)")
+    if names and os.geteuid() != 0:
         print("the crash suite makes network namespaces: run it as root", file=sys.stderr)
         return 3
     findings = []
-    for part in options.only:
-        with leaving_nothing():
-            started_at = monotonic()
-            for finding in PARTS[part](quick=options.quick):
-                print(
-                    f"{part}: {finding.what}: {finding.times} times, {monotonic() - started_at:.0f} s", file=sys.stderr
-                )
-                findings.append(finding)
-                started_at = monotonic()
+    for name in names:
+        began_at = monotonic()
+        try:
+            with leaving_nothing():
+                finding = play(rows[name], quick=options.quick)
+        except AssertionError as error:
+            finding.problems.append(str(error))
+        verdict = "good" if finding.is_good else "NOT AS PROMISED"
+        print(f"{name}: {finding.times} times, {monotonic() - began_at:.0f} s: {verdict}", file=sys.stderr, flush=True)
+        findings.append(finding)
+        if options.results is not None:
+            add_to_file(options.results, finding)
     print_findings(findings)
-    if options.json is not None:
-        options.json.write_text(as_json(findings))
     if options.markdown is not None:
-        options.markdown.write_text(as_markdown(findings))
+        table = as_markdown(findings if options.results is None else from_file(options.results, rows))
+        if options.markdown == "-":
+            print(table, end="")
+        else:
+            Path(options.markdown).write_text(table)
     return 0 if all(finding.is_good for finding in findings) else 1
 
 

@@ -1,146 +1,138 @@
-"""Master, workers, guardian and proxy are killed or stopped under flows; the flows of others must carry every byte."""
+"""One process of the engine is killed, stopped, too large or out of descriptors, under flows."""
 
 import os
 import signal
-import socket
-import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from time import monotonic
 
-from loadtests.crash.report import Finding
-from tests.support.engine import Bed, Engine, bed, running_engine
-from tests.support.netns import PROXY_V4, TARGET_V4, topology, wait_until
-from tests.support.sockets import flow, listening, pseudo_random, receive
+from loadtests.crash.report import Finding, Row
+from loadtests.crash.traffic import FLOWS, WAIT, Pair, Stage, close, stage, surviving, under_flows
+from tests.support.cgroup import memory_cgroup
+from tests.support.netns import wait_until
+from tests.support.sockets import connect
 
-__all__ = ["process_faults"]
+__all__ = ["ROWS", "kill_guardian", "kill_http", "replace_worker"]
 
-PIECE = 512 * 1024
-"""Bytes that each surviving flow carries in each direction around each fault."""
-FLOWS = 200
-RESTORE_TIME = 2.0  # seconds that the guardian may take
-Pair = tuple[socket.socket, socket.socket]
-
-
-def process_faults(*, quick: bool) -> Iterator[Finding]:
-    """Give one finding for each kind of fault."""
-    times = 3 if quick else 20
-    for number in (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV):
-        yield _master(f"master dies of {number.name}", number, times)
-    yield _under_flows("worker killed (SIGKILL), flows of the other", times, _kill_worker, others_only=True)
-    yield _under_flows("worker hangs (SIGSTOP), flows of the other", 2 if quick else 5, _stop_worker, others_only=True)
-    yield _under_flows("guardian killed (SIGKILL), all flows", times, _kill_guardian, others_only=False)
-    yield _under_flows(
-        "tun set down and up (kill switch), all flows", times, _tun_down_and_up, "--kill-switch", others_only=False
-    )
+MIB = 1024 * 1024
+APPETITE = Path(__file__).parents[2] / "tests" / "support" / "appetite"
+LOOPS = 5
+"""Deaths of a worker in a row."""
 
 
-def _master(title: str, number: signal.Signals, times: int) -> Finding:
-    finding = Finding(title, seconds_max=RESTORE_TIME)
-    with topology() as net, tempfile.TemporaryDirectory() as work:
-        before = net.client.snapshot()
-        for index in range(times):
-            with running_engine(net.client, Path(work, str(index)), proxy=f"socks5://{PROXY_V4}:1080") as engine:
-                os.kill(engine.pid, number)
-                began_at = monotonic()
-                engine.exit_code()
-                wait_until(lambda: net.client.snapshot() == before, 10, what="the network as it was before")
-                finding.seconds.append(monotonic() - began_at)
-            finding.times += 1
-    return finding
-
-
-def _under_flows(title: str, times: int, fault: Callable[[Bed], None], *options: str, others_only: bool) -> Finding:
-    finding = Finding(title)
-    with tempfile.TemporaryDirectory() as work, _bed(Path(work, "run"), *options) as (made, server, pool):
-        for _ in range(times):
-            pairs, doomed = _flows(made, server, others_only)
-            finding.flows_to_survive += len(pairs)
-            carried = [_carry(pool, sender, receiver) for pair in pairs for sender, receiver in (pair, pair[::-1])]
-            began_at = monotonic()
-            fault(made)
-            finding.seconds.append(monotonic() - began_at)
-            whole = [future.result() for future in carried]
-            finding.bytes_verified += sum(whole)
-            finding.bytes_damaged += PIECE * len(whole) - sum(whole)
-            finding.flows_survived += sum(up == down == PIECE for up, down in zip(whole[::2], whole[1::2], strict=True))
-            finding.times += 1
-            for pair in pairs + doomed:
-                for sock in pair:
-                    sock.close()
-    return finding
-
-
-@contextmanager
-def _bed(run_dir: Path, *options: str) -> Iterator[tuple[Bed, socket.socket, ThreadPoolExecutor]]:
-    with ExitStack() as stack:
-        made = stack.enter_context(bed(run_dir, *options))
-        server = stack.enter_context(listening(made.net, TARGET_V4))
-        yield made, server, stack.enter_context(ThreadPoolExecutor(4 * FLOWS))
-
-
-def _flows(made: Bed, server: socket.socket, others_only: bool) -> tuple[list[Pair], list[Pair]]:
-    """Open FLOWS flows; return those that must survive, all or those of worker 1, and the rest."""
-    kept, doomed = [], []
-    for _ in range(FLOWS):
-        before = made.engine.status().workers[0].tcp_opened if others_only else 0
-        pair = flow(made.net, server)
-        is_other = not others_only or made.engine.status().workers[0].tcp_opened == before
-        (kept if is_other else doomed).append(pair)
-    return kept, doomed
-
-
-def _carry(pool: ThreadPoolExecutor, sender: socket.socket, receiver: socket.socket) -> Future[int]:
-    """Send PIECE bytes; the result is how many of them have arrived as they were."""
-    text = pseudo_random(PIECE, sender.fileno())
-
-    def check() -> int:
-        try:
-            arrived = receive(receiver, PIECE)
-        except OSError:
-            return 0
-        return PIECE if arrived == text else 0
-
-    pool.submit(sender.sendall, text)
-    return pool.submit(check)
-
-
-def _kill_worker(made: Bed) -> None:
-    _replaced(made.engine, signal.SIGKILL)
-
-
-def _stop_worker(made: Bed) -> None:
-    _replaced(made.engine, signal.SIGSTOP)
-
-
-def _replaced(engine: Engine, number: signal.Signals) -> None:
-    worker = engine.status().workers[0]
+def replace_worker(made: Stage, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send worker 0 a signal that it does not live through, and wait for its successor."""
+    worker = made.engine.status().workers[0]
     assert worker.pid is not None
     os.kill(worker.pid, number)
 
     def is_back() -> bool:
-        now = engine.status().workers[0]
+        now = made.engine.status().workers[0]
         return now.restarts > worker.restarts and now.state == "running"
 
-    wait_until(is_back, 60, what="the successor")
+    wait_until(is_back, WAIT, what="the successor")
 
 
-def _kill_guardian(made: Bed) -> None:
+def _crash_loop(made: Stage) -> None:
+    for _ in range(LOOPS):
+        replace_worker(made)
+
+
+def kill_guardian(made: Stage, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send the guardian a signal that it does not live through, and wait for another that watches."""
+    pid = made.engine.status().guardian_pid
+    assert pid is not None
+    os.kill(pid, number)
+    wait_until(lambda: made.engine.status().guardian_pid not in (None, pid), WAIT, what="another guardian")
+
+
+def kill_http(made: Stage) -> None:
+    """Kill the HTTP process and wait for another."""
     status = made.engine.status()
-    assert status.guardian_pid is not None
-    os.kill(status.guardian_pid, signal.SIGKILL)
-    wait_until(
-        lambda: made.engine.status().guardian_pid not in (None, status.guardian_pid), 60, what="another guardian"
-    )
+    assert status.http_pid is not None
+    os.kill(status.http_pid, signal.SIGKILL)
+
+    def is_back() -> bool:
+        now = made.engine.status()
+        return now.http_restarts > status.http_restarts and now.http_pid not in (None, status.http_pid)
+
+    wait_until(is_back, WAIT, what="another HTTP process")
 
 
-def _tun_down_and_up(made: Bed) -> None:
-    interface = made.engine.status().interface
-    routes = made.net.client.run("ip", "route", "show", "table", "2022")
-    for state in "down", "up":
-        made.net.client.run("ip", "link", "set", interface, state)
-    wait_until(
-        lambda: made.net.client.run("ip", "route", "show", "table", "2022") == routes, 30, what="the routes made again"
-    )
+def _too_large(finding: Finding, quick: bool) -> None:
+    """A worker that is sent SIGUSR1 eats memory (tests/support/appetite); in 1 GiB each of two may have 320 MiB."""
+    eats = ("env", f"PYTHONPATH={APPETITE}")
+    with (
+        memory_cgroup(1024 * MIB) as cgroup,
+        stage("--metrics", "off", netns_option=True, wrapper=(*cgroup.wrapper, *eats)) as made,
+    ):
+        for _ in range(2 if quick else 10):
+            kept, doomed = made.flows_by_fate(FLOWS)
+            with surviving(finding, made.pool, kept), finding.recovering():
+                replace_worker(made, signal.SIGUSR1)
+            if "MiB of memory, of" not in made.engine.status().workers[0].last_end:
+                finding.problems.append(f"the worker {made.engine.status().workers[0].last_end}")
+            finding.times += 1
+            close(kept + doomed)
+        if cgroup.oom_kills():
+            finding.problems.append(f"{cgroup.oom_kills()} processes were killed by the kernel for want of memory")
+
+
+def _out_of_descriptors(finding: Finding, quick: bool) -> None:
+    """Of 256 files: flows until one is refused; those that are there live on, and when they end others are let in."""
+    few = ("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh")
+    with stage(workers=1, wrapper=few, flows=256) as made:
+        for _ in range(2 if quick else 10):
+            pairs: list[Pair] = []
+            refused = 0
+            while not refused:
+                try:
+                    pairs += made.flows(1)
+                except ConnectionRefusedError:
+                    refused = 1
+                if len(pairs) > 256:
+                    raise AssertionError("no flow was refused")
+            with surviving(finding, made.pool, pairs):
+                for _ in range(50):
+                    try:
+                        connect(made.net.client, made.server.getsockname()).close()
+                        finding.problems.append("a flow beyond the limit was not refused")
+                    except ConnectionRefusedError:
+                        refused += 1
+            close(pairs)
+            with finding.recovering():
+                wait_until(lambda: _admits(made), WAIT, what="room for another flow")
+                wait_until(lambda: made.engine.status().workers[0].tcp_active == 0, WAIT, what="the end of all flows")
+            finding.times += 1
+        if made.engine.status().workers[0].restarts:
+            finding.problems.append("the worker died")
+
+
+def _admits(made: Stage) -> bool:
+    try:
+        close(made.flows(1))
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+ROWS = [
+    Row("worker-killed", "worker killed, flows of the other", under_flows(replace_worker, others_only=True)),
+    Row(
+        "worker-hangs",
+        "worker hangs (SIGSTOP), flows of the other",
+        under_flows(lambda made: replace_worker(made, signal.SIGSTOP), times=(2, 5), others_only=True),
+    ),
+    Row("worker-memory", "worker takes more memory than it may, flows of the other", _too_large),
+    Row(
+        "worker-crash-loop",
+        f"worker killed {LOOPS} times in a row, flows of the other",
+        under_flows(_crash_loop, times=(1, 5), others_only=True),
+    ),
+    Row("descriptors", "all descriptors of a worker in use (ulimit -n 256), all flows", _out_of_descriptors),
+    Row("guardian-killed", "guardian killed, all flows", under_flows(kill_guardian)),
+    Row(
+        "guardian-hangs",
+        "guardian hangs (SIGSTOP), all flows",
+        under_flows(lambda made: kill_guardian(made, signal.SIGSTOP), times=(2, 5)),
+    ),
+    Row("http-killed", "HTTP process killed, all flows", under_flows(kill_http)),
+]

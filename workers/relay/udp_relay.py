@@ -292,6 +292,7 @@ class UdpRelay:
         if len(self.flows) >= self._config.max_associations:
             # A scan, but next to the round trips of the leg that makes it necessary; no datagram pays for an order.
             self.remove(min(self.flows.values(), key=lambda flow: flow.used_at))
+            self.counters[Cell.UDP_EVICTED] += 1
         flow = self.flows[source] = UdpFlow(self, source, now)
         self.counters[Cell.UDP_OPENED] += 1
         self.counters[Cell.UDP_ACTIVE] += 1

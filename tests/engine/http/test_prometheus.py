@@ -48,7 +48,9 @@ def test_what_the_master_and_the_workers_count() -> None:
         row[Cell.TCP_OPENED], row[Cell.TCP_CLOSED], row[Cell.TCP_ACTIVE] = 4, 1, 3
         row[Cell.UDP_ACTIVE] = 2
         row[Cell.TCP_RETRANSMITS] = worker
-    found = samples(rows, "proxy", tun_dropped=9)
+        row[Cell.NO_LOCAL_PORT], row[Cell.UDP_EVICTED], row[Cell.LOG_LOST], row[Cell.USAGE_LOST] = 11, 12, 13, 14
+    master[Cell.PROCESS_UNKNOWN] = 15
+    found = samples(rows, "proxy", tun_dropped=9, bypass_evictions=16)
     for key, value in {
         at("tun_packets_total", direction="in"): 10,
         at("tun_packets_total", direction="out"): 14,
@@ -63,6 +65,12 @@ def test_what_the_master_and_the_workers_count() -> None:
         at("flows_active", worker="1", protocol="tcp"): 3,
         at("flows_active", worker="1", protocol="udp"): 2,
         at("tcp_retransmits_total", worker="1"): 1,
+        at("no_local_port_total", worker="1"): 11,
+        at("udp_evicted_total", worker="1"): 12,
+        at("log_lines_lost_total", worker="1"): 13,
+        at("usage_lost_total", worker="1"): 14,
+        at("processes_unknown_total", worker="master"): 15,
+        at("bypass_evictions_total"): 16,
         at("memory_bytes", process="master"): 30 * 2**20,
         at("memory_bytes", process="worker 1"): 33 * 2**20,
         at("worker_up", worker="0"): 1,

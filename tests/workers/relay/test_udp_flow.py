@@ -259,6 +259,7 @@ async def test_the_least_recently_used_association_gives_way() -> None:
             assert setup.counters[Cell.UDP_OPENED] == 3
             setup.send((APP[0], 1), at(peer), b"x")
             await setup.receive()
+            assert setup.counters[Cell.UDP_EVICTED] == 1
             assert setup.counters[Cell.UDP_OPENED] == 3  # 1 is still there: 2 was the one that went
 
 
