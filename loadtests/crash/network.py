@@ -69,6 +69,15 @@ def _default_route_moves(finding: Finding, quick: bool) -> None:
         for namespace, address, name in (net.internet, THERE, "hotspot"), (net.client, HERE, "wifi"):
             namespace.run("ip", "addr", "add", f"{address}/24", "dev", name)
             namespace.run("ip", "link", "set", name, "addrgenmode", "none", "up")
+        wait_until(
+            lambda: (
+                "multicast ff00::/8" in net.client.run("ip", "-6", "route", "show", "table", "local", "dev", "wifi")
+            ),
+            what="the kernel's own routes of the link",
+        )
+        # The kernel lists the routes of interfaces in the order in which they came up.
+        net.client.run("ip", "link", "set", "uplink", "down")
+        _uplink_up(net)
         run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()), "run")
         url = stack.enter_context(embedded(net.internet, host=OTHER_TARGET_V4))
         stack.enter_context(running_engine(net.client, run_dir, proxy=url))
