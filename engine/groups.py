@@ -6,6 +6,7 @@ from time import time
 
 import msgspec
 
+from engine.choices import Choices
 from engine.supervisor import Supervisor
 from shared.config import OutboundConfig, Policy, SelectorOutbound, UrltestOutbound
 from shared.control import Measured, Select, Used
@@ -22,12 +23,16 @@ class NoSuchMember(Exception):
 
 
 class Groups:
-    """The groups of the policy in force. Give it the workers' reports."""
+    """The groups of the policy in force; selectors begin with what was chosen before. Give it the workers' reports."""
 
-    def __init__(self, supervisor: Supervisor, policy: Policy) -> None:
+    def __init__(self, supervisor: Supervisor, policy: Policy, choices: Choices) -> None:
         self._supervisor = supervisor
         self._policy = policy
-        self._chosen: dict[str, str] = {}
+        self._choices = choices
+        selectors = {o.tag: o.outbounds for o in policy.outbounds if isinstance(o, SelectorOutbound)}
+        self._chosen = {tag: member for tag, member in choices.selected.items() if member in selectors.get(tag, ())}
+        if self._chosen:
+            supervisor.set_policy(self.policy)
         self.delays: dict[str, float | None] = {}
         """Tag of an outbound -> seconds of its last test; None: it failed."""
         self.tested_at: dict[str, float] = {}
@@ -64,6 +69,8 @@ class Groups:
             raise NoSuchMember(f"{group} has no member {member}, but {', '.join(found.outbounds)}")
         log.info("%s uses %s", group, member)
         self._take(group, member)
+        self._choices.selected[group] = member
+        self._choices.keep()
 
     def note_delay(self, tag: str, seconds: float | None) -> None:
         """An outbound was tested; None: it failed."""

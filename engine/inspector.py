@@ -7,10 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from time import monotonic
 
-from engine.config.model import EngineConfig
+from engine.choices import Choices
 from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.netconf import Network
+from engine.reload import Reloader
 from engine.requests import EngineStatus, Measurement, WorkerStatus
 from engine.supervisor import Supervisor
 from engine.tun import TunDevice
@@ -40,7 +41,8 @@ class Inspector:
         proxy: Callable[[], str],
         udp: Callable[[], str],
         outbounds: Sequence[str],
-        config: EngineConfig,
+        reloader: Reloader,
+        choices: Choices,
     ) -> None:
         self._tun = tun
         self._pool = pool
@@ -50,7 +52,8 @@ class Inspector:
         self._proxy = proxy
         self._udp = udp
         self._outbounds = outbounds
-        self._config = config
+        self._reloader = reloader
+        self._choices = choices
         self.http: HttpProcess | None = None
         self._started_at = monotonic()
         self._version = version("tunloom")
@@ -66,8 +69,9 @@ class Inspector:
             pid=os.getpid(),
             uptime=monotonic() - self._started_at,
             memory=memory.get(os.getpid()),
-            mode=self._config.mode,
-            log_level=self._config.log.level,
+            mode=self._reloader.mode,
+            modes=list(self._reloader.modes),
+            log_level=self._choices.log_level,
             interface=self._tun.name,
             mtu=self._tun.mtu,
             offload=list(self._tun.features),

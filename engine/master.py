@@ -21,6 +21,7 @@ import msgspec
 
 from engine import resolved
 from engine.answers import Answers
+from engine.choices import Choices, open_choices
 from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
 from engine.control import ControlServer
@@ -126,6 +127,7 @@ class _Master:
     ingress: Ingress
     inspector: Inspector
     reloader: Reloader
+    choices: Choices
     limits: Limits
 
     def __init__(self, options: StartOptions) -> None:
@@ -162,8 +164,11 @@ class _Master:
 
         self.owners = open_owners(self.pool.counters[options.workers], network, options.sock_diag)
         undo.push_async_callback(self.owners.close)
+        self.choices = open_choices(config, options.run_dir)
+        self.counted += [outbound.tag for outbound in config.policy.outbounds]
         self.reloader = Reloader(
-            config, options.command_line, network=network, put_in_force=self._put_in_force, counted=self.counted
+            config, options.command_line, network=network, put_in_force=self._put_in_force, counted=self.counted,
+            choices=self.choices,
         )  # fmt: skip
         await self._start_workers(layout, undo)
         for remark in await network.apply(network_plan(config, self.tun)):
@@ -182,16 +187,19 @@ class _Master:
             proxy=lambda: self.destination,
             udp=lambda: str(self.udp),
             outbounds=self.counted,
-            config=config,
+            reloader=self.reloader,
+            choices=self.choices,
         )
         self.responder = Responder(
             stop=self.stopped.set,
             config=lambda: self.reloader.config,
             inspector=self.inspector,
             reloader=self.reloader,
+            choices=self.choices,
             answers=self.answers,
             groups=self.groups,
             supervisor=self.supervisor,
+            fake_names=self.fake_names,
             log=self.log,
             usage=self.usage,
         )
@@ -230,14 +238,12 @@ class _Master:
     async def _start_workers(self, layout: PoolLayout, undo: AsyncExitStack) -> None:
         options, user = self.options, self.options.config
         try:
-            fake_names = open_fake_names(user, options.run_dir)
+            fake_names = self.fake_names = open_fake_names(user, options.run_dir)
         except FakeNamesError as error:
             raise EngineFailed(str(error)) from error
         if fake_names is not None:
             undo.callback(fake_names.close)
         own_user = os.geteuid() == 0 and user_exists(WORKER_UID)
-        self.counted += [outbound.tag for outbound in user.policy.outbounds]
-        policy = msgspec.structs.replace(user.policy, counted=tuple(self.counted))
         limits = find_limits(options.workers, flows=user.stack.max_tcp_flows, associations=user.udp.max_associations)
         for remark in limits.remarks:
             log.warning("%s", remark)
@@ -247,7 +253,7 @@ class _Master:
             workers=options.workers,
             slots=layout.slots,
             ring_entries=layout.ring_entries,
-            policy=self.owners.load(policy, guards=options.tun is None),
+            policy=self.owners.load(self.reloader.policy, guards=options.tun is None),
             stack=msgspec.structs.replace(
                 user.stack,
                 mtu=self.tun.mtu,
@@ -280,7 +286,7 @@ class _Master:
         undo.push_async_callback(self.usage.stop)
         self.log = LogTap(self.loop, self.supervisor.send_all)
         undo.callback(self.log.close)
-        self.groups = Groups(self.supervisor, config.policy)
+        self.groups = Groups(self.supervisor, config.policy, self.choices)
         self.answers = Answers(self.supervisor)
         self.proxy_names = ProxyNames(lambda: self.reloader.config, self.answers.look_up, self.reloader.move)
         undo.push_async_callback(self.proxy_names.close)

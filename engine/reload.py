@@ -5,7 +5,8 @@
 3  every worker is told; each answers whether it can follow. If one cannot, all go back to what they had
 4  workers that are started from now on get it as well
 
-What cannot be changed while the tun stands (its addresses, limits, HTTP) is named, and waits for the next start.
+Another mode (Clash API) comes into force in the same way, without the files. What cannot be changed while the tun stands (its
+addresses, limits, HTTP) is named, and waits for the next start.
 """
 
 import asyncio
@@ -14,8 +15,10 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 
+from engine.choices import Choices
 from engine.config.effective import CommandLine, UsageError, effective
 from engine.config.model import EngineConfig
+from engine.config.modes import in_mode, modes_of, same_mode
 from engine.config.problems import ConfigError
 from engine.config.resolve import ResolveError, upstream_addresses
 from engine.http.listen import ListenError
@@ -27,7 +30,7 @@ __all__ = ["Reloader"]
 
 log = logging.getLogger(__name__)
 
-SWAPPED = ("policy", "files", "warnings")
+SWAPPED = ("policy", "mode", "files", "warnings")
 """Fields of EngineConfig that a reload puts into force."""
 
 
@@ -35,7 +38,7 @@ class Reloader:
     """Holds the configuration in force, made of `line`.
 
     `put_in_force` has all workers follow a policy, and returns why one cannot. `counted`: tags of outbounds in the order of
-    their rows in the counters, to which new ones are appended.
+    their rows in the counters, to which new ones are appended. `choices`: among them the mode, which a reload keeps.
     """
 
     def __init__(
@@ -46,13 +49,48 @@ class Reloader:
         network: Network,
         put_in_force: Callable[[Policy], Awaitable[list[str]]],
         counted: list[str],
+        choices: Choices,
     ) -> None:
         self.config = config
         self._line = line
         self._network = network
         self._put_in_force = put_in_force
         self._counted = counted
+        self._choices = choices
         self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes that there are."""
+        return modes_of(self.config.policy, self.config.mode)
+
+    @property
+    def mode(self) -> str:
+        """The mode in force."""
+        return self._mode_of(self.config)
+
+    @property
+    def policy(self) -> Policy:
+        """What workers follow."""
+        return self._policy_of(self.config)
+
+    async def set_mode(self, name: str) -> list[str]:
+        """Let new flows follow the rules of another mode; return why that cannot be done."""
+        async with self._one_at_a_time:
+            mode = next((mode for mode in self.modes if same_mode(mode, name)), None)
+            if mode is None:
+                return [f"there is no mode {name}, but {', '.join(self.modes)}"]
+            if mode == self.mode:
+                return []
+            before, self._choices.mode = self._choices.mode, mode
+            errors = await self._put_in_force(self.policy)
+            if errors:
+                self._choices.mode = before
+                await self._put_in_force(self.policy)
+                return errors
+            self._choices.keep()
+            log.info("the mode is %s", mode)
+            return []
 
     async def reload(self) -> Reloaded:
         """Put the configuration as it stands in the files now into force, or say why not."""
@@ -83,11 +121,12 @@ class Reloader:
         except NetworkError as error:
             return Reloaded(errors=[str(error)], remarks=remarks)
         self._counted += [outbound.tag for outbound in new.policy.outbounds if outbound.tag not in self._counted]
-        errors = await self._put_in_force(self._with_rows(new.policy))
+        swapped = msgspec.structs.replace(old, **{name: getattr(new, name) for name in SWAPPED})
+        errors = await self._put_in_force(self._policy_of(swapped))
         if errors:
-            await self._put_in_force(self._with_rows(old.policy))
+            await self._put_in_force(self.policy)
             return Reloaded(errors=errors, remarks=remarks)
-        self.config = msgspec.structs.replace(old, **{name: getattr(new, name) for name in SWAPPED})
+        self.config = swapped
         return Reloaded(remarks=remarks)
 
     async def move(self, found: Mapping[str, tuple[str, ...]]) -> list[str]:
@@ -98,17 +137,26 @@ class Reloader:
         async with self._one_at_a_time:
             outbounds = tuple(_moved(outbound, found) for outbound in self.config.policy.outbounds)
             policy = msgspec.structs.replace(self.config.policy, outbounds=outbounds)
+            moved = msgspec.structs.replace(self.config, policy=policy)
             try:
                 await self._network.bypass(dict.fromkeys(address for several in found.values() for address in several))
             except NetworkError as error:
                 return [str(error)]
-            errors = await self._put_in_force(self._with_rows(policy))
+            errors = await self._put_in_force(self._policy_of(moved))
             if not errors:
-                self.config = msgspec.structs.replace(self.config, policy=policy)
+                self.config = moved
             return errors
 
-    def _with_rows(self, policy: Policy) -> Policy:
+    def _policy_of(self, config: EngineConfig) -> Policy:
+        """What a configuration means now: in the mode in force, with the rows of the counters."""
+        policy = in_mode(config.policy, self._mode_of(config))
         return msgspec.structs.replace(policy, counted=tuple(self._counted))
+
+    def _mode_of(self, config: EngineConfig) -> str:
+        """What was chosen, as long as it is a mode, else the configuration's."""
+        chosen = self._choices.mode or ""
+        modes = modes_of(config.policy, config.mode)
+        return next((mode for mode in modes if same_mode(mode, chosen)), config.mode)
 
 
 def _moved(outbound: OutboundConfig, found: Mapping[str, tuple[str, ...]]) -> OutboundConfig:

@@ -9,11 +9,13 @@ import msgspec
 
 __all__ = [
     "AskDns",
+    "Change",
     "CloseFlows",
     "Delay",
     "EngineStatus",
     "FlowsPart",
     "Flush",
+    "FlushFakeNames",
     "FollowLog",
     "ListFlows",
     "ListOutbounds",
@@ -52,6 +54,15 @@ class Measure(msgspec.Struct, frozen=True, tag_field="command", tag="measure"):
 
 class Reload(msgspec.Struct, frozen=True, tag_field="command", tag="reload"):
     """Read the configuration again and let new flows follow it: Reply.reloaded."""
+
+
+class Change(msgspec.Struct, frozen=True, tag_field="command", tag="change"):
+    """Change what can be changed while the engine runs; None: nothing of that kind."""
+
+    mode: str | None = None
+    """New flows follow the rules of this mode (EngineStatus.modes)."""
+    log_level: str | None = None
+    """debug, info, warning or error."""
 
 
 class ListFlows(msgspec.Struct, frozen=True, tag_field="command", tag="flows"):
@@ -102,6 +113,10 @@ class Flush(msgspec.Struct, frozen=True, tag_field="command", tag="flush"):
     """Forget all DNS answers."""
 
 
+class FlushFakeNames(msgspec.Struct, frozen=True, tag_field="command", tag="flush_fakeip"):
+    """Forget which names fake addresses stand for. Flows that are there live on; programs are to ask for names again."""
+
+
 class FollowLog(msgspec.Struct, frozen=True, tag_field="command", tag="log"):
     """Lines of the log of all processes, from `level` on: Reply.log. Waits for one, for a while."""
 
@@ -120,6 +135,7 @@ Request = (
     | Stop
     | Measure
     | Reload
+    | Change
     | ListFlows
     | CloseFlows
     | ListOutbounds
@@ -128,6 +144,7 @@ Request = (
     | ListRules
     | AskDns
     | Flush
+    | FlushFakeNames
     | FollowLog
     | SaveUsage
 )
@@ -184,7 +201,9 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     memory: int | None
     """Proportional set size of the master in bytes; None where the kernel does not tell."""
     mode: str
-    """As the Clash API shows it."""
+    """Of the Clash API: in force now."""
+    modes: list[str]
+    """That there are."""
     log_level: str
     interface: str
     mtu: int

@@ -1,10 +1,12 @@
 """What the running engine does when it is asked: by its control socket, and by its HTTP process (engine/requests.py)."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 import msgspec
 
 from engine.answers import Answers
+from engine.choices import Choices
 from engine.config.model import EngineConfig
 from engine.config.rule_text import action_text, conditions_text
 from engine.groups import Groups, NoSuchMember
@@ -13,10 +15,12 @@ from engine.log_tap import LogTap
 from engine.reload import Reloader
 from engine.requests import (
     AskDns,
+    Change,
     CloseFlows,
     Delay,
     FlowsPart,
     Flush,
+    FlushFakeNames,
     FollowLog,
     ListFlows,
     ListOutbounds,
@@ -50,8 +54,12 @@ from shared.config import (
     UrltestOutbound,
 )
 from shared.control import parse_flow_name
+from shared.fakeip import FakeIpTable
+from shared.log import LEVELS, set_log_level
 
 __all__ = ["Responder"]
+
+log = logging.getLogger(__name__)
 
 DELAY_TIMEOUT_MAX = 30.0  # seconds
 
@@ -66,9 +74,11 @@ class Responder:
         config: Callable[[], EngineConfig],
         inspector: Inspector,
         reloader: Reloader,
+        choices: Choices,
         answers: Answers,
         groups: Groups,
         supervisor: Supervisor,
+        fake_names: FakeIpTable | None,
         log: LogTap,
         usage: UsageBook,
     ) -> None:
@@ -76,9 +86,11 @@ class Responder:
         self._config = config
         self._inspector = inspector
         self._reloader = reloader
+        self._choices = choices
         self._answers = answers
         self._groups = groups
         self._supervisor = supervisor
+        self._fake_names = fake_names
         self._log = log
         self._usage = usage
 
@@ -94,6 +106,8 @@ class Responder:
                 return Reply(measurement=await self._inspector.measurement())
             case Reload():
                 return Reply(reloaded=await self._reloader.reload())
+            case Change():
+                return await self._change(request)
             case ListFlows():
                 parts = await self._answers.flows(owners=request.owners)
                 return Reply(flows=[FlowsPart(worker, packed) for worker, packed in parts])
@@ -113,10 +127,36 @@ class Responder:
             case Flush():
                 self._supervisor.send_all(control.FlushDns())
                 return Reply(ok=True)
+            case FlushFakeNames():
+                return self._forget_fake_names()
             case FollowLog():
                 return Reply(log=await self._log.follow(request.level, request.after))
             case SaveUsage():
                 return Reply(usage_file=str(await self._usage.save()))
+
+    async def _change(self, request: Change) -> Reply:
+        level = request.log_level
+        if level is not None and level not in LEVELS:
+            return Reply(error=f"there is no log level {level}, but {', '.join(LEVELS)}")
+        errors = await self._reloader.set_mode(request.mode) if request.mode is not None else []
+        if errors:
+            return Reply(error="; ".join(errors))
+        if level is not None and level != self._choices.log_level:
+            self._choices.log_level = level
+            set_log_level(level)
+            self._supervisor.set_log_level(level)
+            if self._inspector.http is not None:
+                self._inspector.http.set_log_level(level)
+            log.info("the log level is %s", level)
+        return Reply(ok=True)
+
+    def _forget_fake_names(self) -> Reply:
+        if self._fake_names is None:
+            return Reply(error="there are no fake addresses: no DNS server is of the type fakeip")
+        if self._fake_names.clear() is None:
+            return Reply(error="the fake addresses are in use: try again")
+        self._supervisor.send_all(control.FlushDns())
+        return Reply(ok=True)
 
     def _close(self, name: str | None) -> Reply:
         if name is None:

@@ -162,6 +162,11 @@ class Supervisor:
         self._config = msgspec.structs.replace(self._config, egress=egress)
         self.send_all(control.Egress(*egress))
 
+    def set_log_level(self, level: str) -> None:
+        """All workers, and those that are started from now on, log from this level on."""
+        self._config = msgspec.structs.replace(self._config, log_level=level)
+        self.send_all(control.SetLogLevel(level))
+
     async def start(self) -> None:
         """Start every worker and wait until all serve. Raises WorkerFailed."""
         waiting = []

@@ -16,7 +16,7 @@ from typing import Literal
 
 from shared.control import Usage
 
-__all__ = ["FILE_NAME", "Total", "UsageBook", "usage_path", "usage_totals"]
+__all__ = ["FILE_NAME", "Total", "UsageBook", "state_dir", "usage_path", "usage_totals"]
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,12 @@ Key = tuple[str, str, str]
 
 def usage_path(run_dir: Path) -> Path:
     """Return the file of an engine: beside its socket, but for the default run directory, which does not outlive a boot."""
-    return (STATE_DIR if run_dir == DEFAULT_RUN_DIR else run_dir) / FILE_NAME
+    return state_dir(run_dir) / FILE_NAME
+
+
+def state_dir(run_dir: Path) -> Path:
+    """Return where an engine keeps what outlives it: the run directory, but for the default one, which a boot empties."""
+    return STATE_DIR if run_dir == DEFAULT_RUN_DIR else run_dir
 
 
 class UsageBook:

@@ -40,6 +40,7 @@ __all__ = [
     "Reload",
     "Reloaded",
     "Select",
+    "SetLogLevel",
     "Stop",
     "TapLog",
     "TestDelay",
@@ -89,6 +90,12 @@ class Select(msgspec.Struct, tag="select", frozen=True):
 
     group: str
     member: str
+
+
+class SetLogLevel(msgspec.Struct, tag="set_log_level", frozen=True):
+    """Log from this level (a key of shared.log.LEVELS) on."""
+
+    level: str
 
 
 class Egress(msgspec.Struct, tag="egress", frozen=True):
@@ -329,6 +336,7 @@ FromMaster = (
     | ProcessFound
     | Select
     | Egress
+    | SetLogLevel
     | ListFlows
     | CloseFlow
     | TestDelay

@@ -208,6 +208,26 @@ class FakeIpTable:
             entry = self._allocate(raw, tag)
         return None if entry is None else (first + entry).to_bytes(4 if version == 4 else 16, "big")
 
+    def clear(self) -> int | None:
+        """Forget all names; return how many there were, or None when the table is busy.
+
+        The addresses are given out again only after all that were never used: programs may remember them for a while, and
+        are to be refused then rather than led to another name.
+        """
+        if not self._lock():
+            return None
+        try:
+            layout, used = self.layout, self._header[_USED]
+            first = layout.entries_at + 4
+            lengths = self._memory[first : first + _ENTRY * used : _ENTRY]
+            names = used - bytes(lengths).count(0)
+            lengths[:] = bytes(used)
+            self._stamps[:used] = memoryview(bytes(8 * used)).cast("Q")
+            self._memory[layout.index_at : layout.index_at + 8 * layout.index_words] = bytes(8 * layout.index_words)
+            return names
+        finally:
+            self._unlock()
+
     def _entry_of(self, address: bytes) -> int | None:
         first = self.layout.first.get(4 if len(address) == 4 else 6)
         if first is None:

@@ -9,9 +9,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TextIO
 
-__all__ = ["FLOWS", "LEVELS", "READY", "Tap", "configure_logging", "level_name"]
+__all__ = ["FLOWS", "LEVELS", "READY", "Tap", "configure_logging", "level_name", "set_log_level"]
 
 LEVELS = {
     "debug": logging.DEBUG,
@@ -62,17 +62,40 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class _Console(logging.StreamHandler[TextIO]):
+    """Standard error, from `least` on. Not the handler's level: READY passes at every one."""
+
+    least = logging.INFO
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= self.least or record.name == READY
+
+
+def set_log_level(level: str) -> None:
+    """Log to stderr from `level` (a key of LEVELS) on from now on; who follows the log (Tap) does not notice."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Console):
+            handler.least = LEVELS[level]
+    _let_through()
+
+
+def _let_through() -> None:
+    """Have the root logger let through what the most curious of its handlers wants."""
+    root = logging.getLogger()
+    wanted = [handler.least if isinstance(handler, _Console) else handler.level for handler in root.handlers]
+    root.setLevel(min(wanted, default=logging.WARNING))
+
+
 def configure_logging(level: str, style: Literal["text", "json"], *, name: str) -> None:
     """Log to stderr from `level` (a key of LEVELS) on; `name` says which process speaks (master, worker 0)."""
     logging.addLevelName(FLOWS, "DEBUG")
-    handler = logging.StreamHandler(sys.stderr)
-    # Not the handler's level: a Tap may lower the root's, and READY passes at every level.
-    handler.addFilter(lambda record: record.levelno >= LEVELS[level] or record.name == READY)
+    handler = _Console(sys.stderr)
     if style == "json":
         handler.setFormatter(_JsonFormatter(name))
     else:
         handler.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)-7s {name}: %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=LEVELS[level], handlers=[handler], force=True)
+    logging.basicConfig(handlers=[handler], force=True)
+    set_log_level(level)
     # The loop's own debug lines ("Using selector") are not the user's concern.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
@@ -86,16 +109,13 @@ class Tap(logging.Handler):
     def __init__(self, level: int, take: Callable[[str, str, dict[str, str]], object]) -> None:
         super().__init__(FLOWS if level == logging.INFO else level)
         self._take = take
-        root = logging.getLogger()
-        self._level_before = root.level
-        root.setLevel(min(root.level, self.level))
-        root.addHandler(self)
+        logging.getLogger().addHandler(self)
+        _let_through()
 
     def remove(self) -> None:
         """Listen no more."""
-        root = logging.getLogger()
-        root.removeHandler(self)
-        root.setLevel(self._level_before)
+        logging.getLogger().removeHandler(self)
+        _let_through()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a record."""

@@ -18,7 +18,7 @@ from shared import control
 from shared.channel import channel_to_master, receive_from_master, send_now
 from shared.config import DirectOutbound, Policy, ProxyOutbound, WorkerConfig
 from shared.fakeip import FakeIpTable, fake_ip_layout
-from shared.log import configure_logging
+from shared.log import configure_logging, set_log_level
 from shared.pool import Pool, PoolLayout
 from shared.privileges import CAP_NET_ADMIN
 from shared.rules.flow import Ends
@@ -98,6 +98,8 @@ async def _serve(
                 relay.note_use(message.group)
             case control.Egress():
                 relay.move(message.v4, message.v6)
+            case control.SetLogLevel():
+                set_log_level(message.level)
             case control.ListFlows():
                 relay.list_flows(message)
             case control.CloseFlow():

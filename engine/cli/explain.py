@@ -26,6 +26,7 @@ def explain(
     protocol: Annotated[
         str | None, typer.Option("--protocol", help="What sniffing finds: tls, http, ... [default: by the port]")
     ] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="Of the Clash API. [default: default_mode]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which rule takes a flow, and why: every rule that is tried, with file:line and what does not hold."""
@@ -33,12 +34,17 @@ def explain(
 
     from engine.config.explain import Question
     from engine.config.explain import explain as explain_flow
+    from engine.config.modes import modes_of, same_mode
 
     if not config:
         fail(USAGE, "-c is missing: name a configuration file, as in `engine explain example.com:443 -c config.json`")
     host, port = parse_destination(destination)
     if source is not None and not is_address(source):
         fail(USAGE, f"--source: {source!r} is no IP address")
+    loaded = load_files(config)
+    modes = modes_of(loaded.policy, loaded.mode)
+    if mode is not None and not any(same_mode(mode, known) for known in modes):
+        fail(USAGE, f"--mode: there is no mode {mode}, but {', '.join(modes)}")
     question = Question(
         host=host,
         port=port,
@@ -46,8 +52,9 @@ def explain(
         source=source,
         process=process_info(process, user),
         protocol=protocol,
+        mode=mode,
     )
-    explanation = explain_flow(load_files(config), question, look_up)
+    explanation = explain_flow(loaded, question, look_up)
     if as_json:
         typer.echo(msgspec.json.encode(explanation))
     else:

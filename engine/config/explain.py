@@ -10,7 +10,9 @@ from typing import Literal
 
 import msgspec
 
+from engine.config.build.conditions import NEVER
 from engine.config.model import EngineConfig
+from engine.config.modes import in_mode
 from engine.config.rule_text import action_text, conditions_text
 from shared.config import (
     FallbackOutbound,
@@ -28,7 +30,7 @@ from shared.config import (
 )
 from shared.process import ProcessInfo
 from shared.rules.flow import Flow
-from shared.rules.matcher import Compiler, NeedProcess, Step
+from shared.rules.matcher import Compiler, NeedProcess, Step, Trial
 
 __all__ = ["Explanation", "Question", "Tried", "explain"]
 
@@ -52,6 +54,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     process: ProcessInfo = ProcessInfo()
     protocol: str | None = None
     """What sniffing finds; None: what the port suggests."""
+    mode: str | None = None
+    """Of the Clash API; None: the configuration's."""
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,10 +96,13 @@ def explain(config: EngineConfig, question: Question, look_up: Callable[[str], S
 
 class _Explainer:
     def __init__(self, config: EngineConfig, question: Question, look_up: Callable[[str], Sequence[str]]) -> None:
-        self.config = config
+        self.mode = question.mode or config.mode
+        self.written = config.policy.route.rules
+        """The rules as they stand in the file: what they mean in the mode is in `config`."""
+        self.config = msgspec.structs.replace(config, policy=in_mode(config.policy, self.mode))
         self.question = question
         self.look_up = look_up
-        self.notes: list[str] = []
+        self.notes = [f"the mode is {self.mode}"] if question.mode is not None else []
         self.tried: list[Tried] = []
         self.name: str | None = None
         """The name that sniffing would find."""
@@ -183,34 +190,37 @@ class _Explainer:
             assert not isinstance(step, NeedProcess), "the question says which program it is"
             for trial in trials:
                 if step is None or trial.index != step.index:
-                    self._add(trial.rule, holds=False, reason=self._why_not(trial.failed))
+                    self._add(trial.index, trial.rule, holds=False, reason=self._why_not(trial))
             if step is None:
                 return self._end(flow_text, "", Route(outbound=policy.route.final or policy.outbounds[0].tag))
             action = step.rule.action
             match action:
                 case Route() | Reject() | HijackDns():
-                    self._add(step.rule, holds=True, reason="it decides")
+                    self._add(step.index, step.rule, holds=True, reason="it decides")
                     return self._end(flow_text, step.rule.origin, action)
                 case Sniff():
-                    self._add(step.rule, holds=True, reason=self._sniff(action))
+                    self._add(step.index, step.rule, holds=True, reason=self._sniff(action))
                 case Resolve():
-                    self._add(step.rule, holds=True, reason=self._resolve())
+                    self._add(step.index, step.rule, holds=True, reason=self._resolve())
                 case RouteOptions():
-                    self._add(step.rule, holds=True, reason=self._change(action))
+                    self._add(step.index, step.rule, holds=True, reason=self._change(action))
             start = step.index + 1
 
-    def _add(self, rule: Rule, *, holds: bool, reason: str) -> None:
+    def _add(self, index: int, rule: Rule, *, holds: bool, reason: str) -> None:
         self.tried.append(
             Tried(
                 origin=rule.origin,
-                conditions=conditions_text(rule.match),
+                conditions=conditions_text(self.written[index].match),
                 action=action_text(rule.action),
                 holds=holds,
                 reason=reason,
             )
         )
 
-    def _why_not(self, failed: str) -> str:
+    def _why_not(self, trial: Trial[Rule]) -> str:
+        failed = trial.failed
+        if trial.rule.match != self.written[trial.index].match and trial.rule.match == NEVER:
+            return f"clash_mode: the mode is {self.mode}"
         if failed == "invert":
             return "its conditions hold, and it has invert"
         unknown = self.flow.domain is None and self.flow.destination_name is None

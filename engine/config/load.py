@@ -132,7 +132,6 @@ def _load(tree: Object, problems: Problems, machine: Machine, files: list[str]) 
         | (frozenset() if tun else {"tun-in"}),
         outbounds=frozenset(outbounds.origins),
         rule_sets=tags_in(tree, "route", "rule_set"),
-        clash_mode=options.experimental.clash_api.default_mode,
         report=report,
     )
     rule_sets = build_rule_sets(route.rule_set, scope, machine, engine.rule_set_dir)

@@ -57,7 +57,7 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept across a restart."""
+    """What is kept across a restart, beside the mode and what was chosen in selectors."""
 
     path: str | None = None
     """File; None: cache.db in the run directory."""
@@ -80,7 +80,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     http: HttpOptions | None = DEFAULT_HTTP
     """Metrics and Clash API; None: nothing is served."""
     mode: str = "rule"
-    """The mode that the Clash API shows."""
+    """The mode until the Clash API sets another."""
     cache: CacheConfig | None = None
     kill_switch: bool = False
     files: tuple[str, ...] = ()

@@ -67,6 +67,10 @@ class HttpProcess:
         """Of the process; None while one that died is replaced."""
         return self._process.pid if self._process is not None else None
 
+    def set_log_level(self, level: str) -> None:
+        """Processes that are started from now on log from this level on; the one that runs has asked for it itself."""
+        self._config = msgspec.structs.replace(self._config, log_level=level)
+
     def start(self) -> None:
         """Start the process and keep one running. Returns at once: until it is up, the sockets' queues hold who connects."""
         self._life = self._loop.create_task(self._live(), name="http process")

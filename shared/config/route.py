@@ -63,6 +63,8 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, tag="default", omit_defau
     """Tags; one of them must match."""
     rule_set_ip_cidr_match_source: bool = False
     """`ip_cidr` of the rule-sets is about the source."""
+    clash_mode: str | None = None
+    """The mode in which the rule holds. The master decides it (engine/config/modes.py): no worker is told."""
     query_type: tuple[int, ...] = ()
     """DNS rules only: types of the question."""
     outbound: tuple[str, ...] = ()

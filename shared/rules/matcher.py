@@ -82,6 +82,7 @@ class Compiler:
             return (AllOf if source.mode == "and" else AnyOf)(parts, invert=source.invert)
         if source in (_NOTHING, _NOTHING_INVERTED):
             return Anything()
+        assert source.clash_mode is None, "in_mode has decided it (engine/config/modes.py)"
         return MatchCondition(source, self._bits(source), [self._rule_set(tag) for tag in source.rule_set])
 
     def _rule_set(self, tag: str) -> Condition:

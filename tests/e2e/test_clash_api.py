@@ -69,7 +69,7 @@ def test_what_stands_still(api: Bed) -> None:
     assert (answer["Status"], answer["Answer"][0]["data"]) == (0, TARGET_V4)
     assert request(api[0].client, "/cache/dns/flush", method="POST").status == 204
     assert request(api[0].client, "/proxies/nobody").status == 404
-    assert request(api[0].client, "/configs", method="PATCH", body={"mode": "global"}).status == 400
+    assert request(api[0].client, "/cache/fakeip/flush", method="POST").status == 400
     assert request(api[0].client, "/configs", method="PATCH", body={"mode": "rule"}).status == 204
 
 

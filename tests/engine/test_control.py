@@ -24,7 +24,8 @@ WORKER = WorkerStatus(
     packets_in=5, bytes_in=6, packets_out=7, bytes_out=8, tcp_retransmits=0, drops={"malformed": 2},
 )  # fmt: skip
 STATUS = EngineStatus(
-    version="0.1.0", pid=42, uptime=3725.0, memory=31_457_280, mode="rule", log_level="info", interface="tun0", mtu=65535,
+    version="0.1.0", pid=42, uptime=3725.0, memory=31_457_280, mode="rule",
+    modes=["rule", "global", "direct"], log_level="info", interface="tun0", mtu=65535,
     offload=["csum", "tso4"], link_up=True,
     proxy="socks5://u:***@[2001:db8::1]:1080", udp="no: refused", packets_in=10, bytes_in=20, drops={}, tun_dropped=0,
     pool_slots=512, pool_free=511, kill_switch=True, guardian_pid=18, guardian_restarts=1,

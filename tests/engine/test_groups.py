@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from engine.answers import Answers
+from engine.choices import Choices
 from engine.groups import Groups, NoSuchMember
 from shared import control
 from shared.config import BlockOutbound, FallbackOutbound, Policy, SelectorOutbound, UrltestOutbound
@@ -52,7 +53,7 @@ class Notes:
 
 def groups(policy: Policy = POLICY) -> tuple[Groups, Notes]:
     notes = Notes()
-    return Groups(cast(Any, notes), policy), notes
+    return Groups(cast(Any, notes), policy, Choices(None, "info")), notes
 
 
 def test_first_members_are_used_at_first() -> None:
@@ -194,3 +195,11 @@ async def test_delay_is_measured_by_one_worker_that_runs() -> None:
     assert [index for index, _ in bed.notes.sent] == [1]
     bed.notes.running = []
     assert (await bed.answers.test_delay("one", "http://test/", 1.0)).error == "no worker answered"
+
+
+def test_selectors_begin_with_what_was_chosen_before() -> None:
+    choices, notes = Choices(None, "info"), Notes()
+    choices.selected = {"choice": "one", "auto": "two", "gone": "one"}
+    made = Groups(cast(Any, notes), POLICY, choices)
+    assert made.chosen() == {"choice": "one", "auto": "one"}
+    assert notes.chosen() == {"choice": "one", "auto": None}

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from engine import reload
+from engine.choices import Choices
 from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
 from engine.config.named_proxy import for_proxy
@@ -37,7 +38,12 @@ class Workers:
 def reloader(new: EngineConfig, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> Reloader:
     monkeypatch.setattr(reload, "effective", lambda line, known: (new, ()))
     return Reloader(
-        config(1080), CommandLine(), network=PrivateNetwork(Path("/x")), put_in_force=workers.follow, counted=["proxy"]
+        config(1080),
+        CommandLine(),
+        network=PrivateNetwork(Path("/x")),
+        put_in_force=workers.follow,
+        counted=["proxy"],
+        choices=Choices(None, "info"),
     )
 
 
@@ -73,3 +79,22 @@ async def test_what_cannot_be_swapped_is_named_and_kept(monkeypatch: pytest.Monk
         "kill_switch: takes effect at the next start",
     ]
     assert (made.config.tun, made.config.kill_switch) == (old.tun, False)
+
+
+@on_loop
+async def test_a_mode_is_put_in_force_kept_by_a_reload_and_taken_back_when_one_cannot_follow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workers = Workers({})
+    made = reloader(config(1081), workers, monkeypatch)
+    assert (made.mode, made.modes) == ("rule", ("rule", "global", "direct"))
+    assert await made.set_mode("nowhere") == ["there is no mode nowhere, but rule, global, direct"]
+    assert await made.set_mode("Rule") == []
+    assert workers.in_force == []
+    assert await made.set_mode("Direct") == []
+    assert (made.mode, made.policy.route.final, workers.in_force) == ("direct", "direct", [1080])
+    await made.reload()
+    assert (made.mode, made.policy.route.final, made.config.policy.route.final) == ("direct", "direct", "proxy")
+    workers.refusals = {1081: "no such thing"}
+    assert await made.set_mode("global") == ["no such thing"]
+    assert (made.mode, workers.in_force) == ("direct", [1080, 1081, 1081, 1081])

@@ -65,6 +65,21 @@ def test_name_and_address_lead_to_each_other(table: FakeIpTable) -> None:
     assert len(table) == table.allocated == 1
 
 
+def test_what_is_forgotten_leads_nowhere_and_its_address_is_given_out_last(table: FakeIpTable) -> None:
+    other = attached(table)
+    old = [address_of(table, f"{letter}.example") for letter in "abc"]
+    assert other.clear() == 3
+    assert [table.name_of(address) for address in old] == [None] * 3
+    assert other.clear() == 0
+    new = [address_of(other, f"{letter}.example") for letter in "abcde"]
+    assert not set(old) & set(new)
+    assert [table.name_of(address) for address in new] == [f"{letter}.example" for letter in "abcde"]
+    again = [address_of(table, f"{letter}.example") for letter in "xyz"]
+    assert set(again) == set(old)
+    assert table.name_of(again[0]) == "x.example"
+    other.close()
+
+
 def test_spelling_makes_no_difference(table: FakeIpTable) -> None:
     assert address_of(table, "WWW.Example.ORG.") == address_of(table, "www.example.org")
     assert table.name_of(address_of(table, "WWW.Example.ORG.")) == "www.example.org"

@@ -139,6 +139,7 @@ class DnsService:
     def forget(self) -> None:
         """Forget all answers."""
         self._cache.clear()
+        self._ready.clear()
 
     def set_h3(self, offered: bool) -> None:
         """Say whether QUIC is carried; if not, HTTPS records are not to offer it, and those in the cache are forgotten."""

@@ -28,7 +28,6 @@ class Scope:
     inbounds: frozenset[str]
     outbounds: frozenset[str]
     rule_sets: frozenset[str]
-    clash_mode: str
     report: Report
     in_rule_set: bool = False
     """A rule-set names no inbound and no other rule-set."""
@@ -55,13 +54,6 @@ def build_conditions(
             return Logical(mode=options.mode, rules=parts, invert=options.invert)
     _check_references(options, scope)
     never = bool(options.given & NEVER_KEYS) and any(getattr(options, key) for key in options.given & NEVER_KEYS)
-    if options.clash_mode is not None and options.clash_mode.lower() != scope.clash_mode.lower():
-        scope.report.warning(
-            (*options.where, "clash_mode"),
-            f'the mode is always "{scope.clash_mode}" (experimental.clash_api.default_mode): this condition never holds',
-            of_key=True,
-        )
-        never = True
     match = _match(options, question)
     if not never:
         return match
@@ -94,6 +86,7 @@ def _match(options: MatchOptions, question: QuestionOptions | None) -> Match:
         user_id=options.user_id,
         rule_set=options.rule_set,
         rule_set_ip_cidr_match_source=options.rule_set_ip_cidr_match_source,
+        clash_mode=options.clash_mode or None,
         query_type=question.query_type if question else (),
         outbound=question.outbound if question else (),
         invert=options.invert,

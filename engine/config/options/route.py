@@ -135,7 +135,7 @@ class RouteOptions(Options, frozen=True, kw_only=True):
 
 
 class CacheFileOptions(Options, frozen=True, kw_only=True):
-    """What is kept across a restart."""
+    """What is kept across a restart: where it is enabled, the mode and what was chosen in selectors."""
 
     enabled: bool = False
     path: str | None = None
@@ -158,6 +158,7 @@ class ClashApiOptions(Options, frozen=True, kw_only=True):
     """Folder with the files of a dashboard, served at /ui."""
     secret: str = ""
     default_mode: str = "rule"
+    """The mode until the API sets another; what was set is kept where there is a cache_file."""
     access_control_allow_origin: Listable[str] = ()
     """Origins of dashboards that a browser may load from elsewhere; `*`: all."""
     access_control_allow_private_network: Annotated[bool, Hidden()] = False

@@ -90,7 +90,7 @@ class MatchOptions(Options, frozen=True, kw_only=True):
     invert: bool = False
     """The rule matches what its conditions do not."""
     clash_mode: str | None = None
-    """Holds when it is experimental.clash_api.default_mode (`rule` without it): the mode is fixed."""
+    """Holds while the mode is this: experimental.clash_api.default_mode, until the Clash API sets another. Case is ignored."""
 
     auth_user: Annotated[Listable[str], Never("flows of a tun have no user of an inbound")] = ()
     package_name: Annotated[Listable[str], Never("only Android has packages")] = ()

@@ -14,8 +14,10 @@ from engine.http.clash import streams, values
 from engine.http.state import ENGINE
 from engine.requests import (
     AskDns,
+    Change,
     CloseFlows,
     Flush,
+    FlushFakeNames,
     ListOutbounds,
     ListRules,
     OutboundStatus,
@@ -27,6 +29,7 @@ from engine.requests import (
     Status,
     TestDelay,
 )
+from shared.log import set_log_level
 
 __all__ = ["add_routes"]
 
@@ -35,6 +38,8 @@ RELOAD_TIMEOUT = 90.0  # seconds; names of proxies are looked up
 DELAY_URL = "https://www.gstatic.com/generate_204"
 DELAY_TIMEOUT = 5000.0  # milliseconds
 NOT_FOUND = "Resource not found"
+LOG_LEVELS = {"trace": "debug", "warn": "warning", "fatal": "error", "panic": "error", "silent": "error"}
+"""What sing-box and Clash call a level -> what it is here."""
 
 T = TypeVar("T")
 
@@ -66,6 +71,7 @@ def add_routes(app: web.Application) -> None:
     add.add_get("/providers/rules", _rule_providers)
     add.add_get("/dns/query", _dns_query)
     add.add_post("/cache/dns/flush", _flush)
+    add.add_post("/cache/fakeip/flush", _flush_fake_names)
 
 
 async def _ask(request: web.Request, question: Request, timeout: float = ASK_TIMEOUT) -> Reply:
@@ -114,13 +120,20 @@ async def _reload(request: web.Request) -> web.Response:
 
 
 async def _change_configs(request: web.Request) -> web.Response:
-    """Dashboards change the mode; what cannot be changed is refused, unless it is so already."""
+    """Mode and log level can be changed; of the rest what is so already is not refused: dashboards send it along."""
     wanted = await _body(request)
+    mode, level = wanted.pop("mode", None), wanted.pop("log-level", None)
+    if not isinstance(mode, str | None) or not isinstance(level, str | None):
+        return _json({"message": "Body invalid"}, 400)
     now = values.configs(_there((await _ask(request, Status())).status))
     refused = [name for name, value in wanted.items() if str(now.get(name)).lower() != str(value).lower()]
     if refused:
         return _json({"message": f"{', '.join(refused)}: change the configuration and reload the engine"}, 400)
-    return web.Response(status=204)
+    level = LOG_LEVELS.get(level.lower(), level.lower()) if level is not None else None
+    done = await _ask(request, Change(mode or None, level), RELOAD_TIMEOUT)
+    if level is not None and done.error is None:
+        set_log_level(level)
+    return _done(done)
 
 
 async def _outbounds(request: web.Request) -> list[OutboundStatus]:
@@ -218,6 +231,10 @@ async def _close(request: web.Request) -> web.Response:
 
 async def _flush(request: web.Request) -> web.Response:
     return _done(await _ask(request, Flush()))
+
+
+async def _flush_fake_names(request: web.Request) -> web.Response:
+    return _done(await _ask(request, FlushFakeNames()))
 
 
 async def _dns_query(request: web.Request) -> web.Response:

@@ -249,13 +249,13 @@ def test_port_53_is_hijacked_unless_a_rule_speaks_of_dns(load: Load) -> None:
 
 
 def test_what_never_holds_here_matches_nothing_and_is_told(load: Load) -> None:
-    for condition in ({"package_name": "com.example"}, {"wifi_ssid": ["home"]}, {"clash_mode": "Direct"}):
+    for condition in ({"package_name": "com.example"}, {"wifi_ssid": ["home"]}):
         rule = {"outbound": "direct", "port": 1, **condition}
         config = load(route={"rules": [rule]})
         assert config.policy.route.rules[-1].match == NEVER
         assert len(config.warnings) == 1
         assert last(load, {**rule, "invert": True}).match == Logical(mode="or", rules=(), invert=True)
-    assert last(load, {"clash_mode": "rule", "port": 1, "outbound": "direct"}).match == Match(port=(1,))
+    assert last(load, {"clash_mode": "Direct", "outbound": "direct"}).match == Match(clash_mode="Direct")
 
 
 def test_interfaces_that_are_there_are_bound_to(load: Load) -> None:
