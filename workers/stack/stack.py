@@ -41,6 +41,9 @@ _TCP6_AT = HEADER_LEN + 40
 _QUOTE_MAX = 128
 """Bytes of a SYN kept to be quoted in an ICMP error: the largest IPv4 header and the TCP header, or IPv6 with extensions."""
 
+TRIM_INTERVAL = 1.0
+"""Seconds for which buffers of bulk flows must have been idle to be given back."""
+
 TIME_WAIT_MAX = 4096
 """Connections in TIME-WAIT; beyond it the oldest is forgotten, as Linux does with tcp_max_tw_buckets."""
 
@@ -81,6 +84,7 @@ class Stack:
         self._half_open: dict[bytes, TcpConnection] = {}  # first to be given up first
         self._admission = Admission(config.max_half_open // 2)
         self._waiting: dict[bytes, TcpConnection] = {}  # in TIME-WAIT, oldest first
+        self._trim_at = 0.0
 
     # packets
 
@@ -305,9 +309,12 @@ class Stack:
         return self.timers.next_at()
 
     def timeout(self, now: float) -> None:
-        """Act on all timers that are due."""
+        """Act on all timers that are due. To be called a few times a second at least: memory is given back here, too."""
         self.now = now
         self.timers.expire(now)
+        if now >= self._trim_at:
+            self._trim_at = now + TRIM_INTERVAL
+            self.chunks.trim()
 
     def close(self, now: float) -> None:
         """The worker stops: reset every live connection."""

@@ -2,8 +2,12 @@
 
 Chunks come in three sizes. A connection starts with the smallest and gets the next when a read filled what it was offered, so
 ten thousand flows with a small answer each hold 4 KiB each, and a bulk flow reads 64 KiB at a time.
+
+A new large chunk costs more than filling it: the kernel clears sixteen pages. So as many are kept as bulk flows have used lately.
+Each is a mapping of its own, so that what is given up goes back to the kernel, and never lies between other things on the heap.
 """
 
+import mmap
 from collections import deque
 
 from shared.buffer import Buffer
@@ -14,8 +18,13 @@ __all__ = ["BUFFER_NEAR", "CHUNK_SIZES", "ChunkPool", "SendBuffer"]
 CHUNK_SIZES = (4 * 1024, 16 * 1024, 64 * 1024)
 """Bytes of memory of each class of chunk."""
 
-_FREE_MAX = (256, 64, 32)
-"""Free chunks kept of each class: 4 MiB altogether."""
+_LARGEST = len(CHUNK_SIZES) - 1
+
+_FREE_MAX = (256, 64, 1024)
+"""Free chunks kept of each class: 2 MiB of small ones; of the largest 64 MiB, as long as they are in use now and then."""
+
+_TRIMMED = 64
+"""Large chunks given up at a time, some 30 us each: other flows wait for it."""
 
 _BUFFER_BYTES = int(Cell.BUFFER_BYTES)
 """A plain integer: an attribute of an Enum and its conversion cost more than the rest of the count."""
@@ -45,9 +54,11 @@ class ChunkPool:
     """
 
     def __init__(self, counters: Counters, limit: int, flows: int) -> None:
+        self._limit = limit
         self._plenty = limit // 2
         self._share = (limit - self._plenty) // flows
         self._free: list[list[memoryview]] = [[] for _ in CHUNK_SIZES]
+        self._idle = 0  # large chunks that have been free ever since the last `trim`
         self._counters = counters
 
     def is_short(self, held: int) -> bool:
@@ -58,14 +69,28 @@ class ChunkPool:
         """Return a writable view of CHUNK_SIZES[size_class] bytes, of any content."""
         self._counters[_BUFFER_BYTES] += CHUNK_SIZES[size_class]
         free = self._free[size_class]
-        return free.pop() if free else memoryview(bytearray(CHUNK_SIZES[size_class]))
+        if size_class < _LARGEST:
+            return free.pop() if free else memoryview(bytearray(CHUNK_SIZES[size_class]))
+        if not free:
+            return memoryview(mmap.mmap(-1, CHUNK_SIZES[_LARGEST], flags=mmap.MAP_PRIVATE))
+        memory = free.pop()
+        self._idle = min(self._idle, len(free))
+        return memory
 
     def give(self, size_class: int, memory: memoryview) -> None:
         """Take back what `take` returned."""
-        self._counters[_BUFFER_BYTES] -= CHUNK_SIZES[size_class]
+        size = CHUNK_SIZES[size_class]
+        held = self._counters[_BUFFER_BYTES] - size
+        self._counters[_BUFFER_BYTES] = held
         free = self._free[size_class]
-        if len(free) < _FREE_MAX[size_class]:
+        if len(free) < _FREE_MAX[size_class] and (size_class < _LARGEST or held + len(free) * size < self._limit):
             free.append(memory)
+
+    def trim(self) -> None:
+        """Give large chunks that nobody has needed since the last call back to the kernel."""
+        free = self._free[_LARGEST]
+        del free[: min(self._idle, _TRIMMED)]
+        self._idle = len(free)
 
 
 class _Chunk:

@@ -1,13 +1,14 @@
 """The parts of a connection, each against an obvious model: receiver, send buffer, scoreboard, estimators."""
 
 import random
+import weakref
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.metrics import CELLS, Cell
-from workers.stack.tcp.buffer import ChunkPool, SendBuffer
+from workers.stack.tcp.buffer import CHUNK_SIZES, ChunkPool, SendBuffer
 from workers.stack.tcp.congestion import Cubic, initial_window
 from workers.stack.tcp.flight import Flight, Segment
 from workers.stack.tcp.mss import largest_payload, mss_of_path, mss_of_syn
@@ -106,6 +107,42 @@ def test_chunks_grow_while_reads_fill_them_and_shrink_again() -> None:
         buffer.commit(max(int(len(space) * part), 1))
         buffer.discard(buffer.end)
     assert sizes == [4096, 16384, 60_000, 60_000, 16384, 4096]
+
+
+def test_large_chunks_are_used_again_and_given_up_once_nobody_needs_them() -> None:
+    pool = ChunkPool([0] * CELLS, 1 << 30, 10)
+    largest = len(CHUNK_SIZES) - 1
+    chunks = [pool.take(largest) for _ in range(200)]
+    mappings = [weakref.ref(chunk.obj) for chunk in chunks]
+    while chunks:
+        pool.give(largest, chunks.pop())
+    assert all(mapping() is not None for mapping in mappings)
+    again = [pool.take(largest) for _ in range(200)]
+    assert {id(chunk.obj) for chunk in again} == {id(mapping()) for mapping in mappings}
+    pool.trim()
+    while again:
+        pool.give(largest, again.pop())
+    pool.trim()
+    assert all(mapping() is not None for mapping in mappings), "they were all in use since the last call"
+    for _ in range(50):
+        pool.give(largest, pool.take(largest))
+        pool.trim()
+    assert [mapping() for mapping in mappings].count(None) == 199, "all but the one that is in use"
+    pool.trim()
+    pool.trim()
+    assert all(mapping() is None for mapping in mappings)
+
+
+def test_free_chunks_and_those_in_use_stay_within_the_limit() -> None:
+    counters = [0] * CELLS
+    largest = len(CHUNK_SIZES) - 1
+    pool = ChunkPool(counters, 10 * CHUNK_SIZES[largest], 10)
+    chunks = [pool.take(largest) for _ in range(30)]
+    mappings = [weakref.ref(chunk.obj) for chunk in chunks]
+    while chunks:
+        pool.give(largest, chunks.pop())
+    assert [mapping() for mapping in mappings].count(None) == 20
+    assert counters[Cell.BUFFER_BYTES] == 0
 
 
 @given(
