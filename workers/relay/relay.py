@@ -17,7 +17,9 @@ from shared.config import Policy, Resolve, WorkerConfig
 from shared.metrics import Counters
 from shared.rules.matcher import Compiler
 from workers.relay.accounts import Accounts
+from workers.relay.facts import FlowFacts
 from workers.relay.loops import LoopWatch
+from workers.relay.owners import Owners
 from workers.relay.policy import PolicyInForce
 from workers.relay.processes import Processes
 from workers.relay.services import DnsService
@@ -42,8 +44,6 @@ TELL_INTERVAL = 1.0
 """Seconds between two messages to the master about them."""
 COUNT_INTERVAL = 5.0
 """Seconds between two additions of flows' bytes to those of their outbounds and programs."""
-OWNERS_AT_ONCE = 256
-"""Flows whose programs are looked up together; the others are next."""
 FLOWS_IN_MESSAGE = 50
 """Flows told of in one message: some 20 KB at most."""
 
@@ -83,6 +83,7 @@ class Relay:
             )
         )
         self.policy = PolicyInForce(self._outbounds, dns, self.processes, config.index)
+        self._owners = Owners(self.policy.find_owner, config.workers)
         self._accounts = Accounts(counters, tell)
         self._tcp = TcpRelay(loop, self.policy, counters, self._accounts, self._log_failure, LoopWatch(counters, tell))
         self._udp = UdpRelay(
@@ -177,7 +178,7 @@ class Relay:
 
     async def _list_flows(self, question: control.ListFlows) -> None:
         if question.owners:
-            await self._find_owners()
+            await self._owners.seek(self._facts())
         part: list[control.FlowView] = []
         for view in list(self._views()):
             part.append(view)
@@ -194,11 +195,9 @@ class Relay:
         for target in self._udp.targets():
             yield target.facts.view(target.up, target.down, target.state, unix_offset, None, None)
 
-    async def _find_owners(self) -> None:
-        """Look up the programs of flows for views. All at once: one walk of /proc answers them all."""
-        everybody = [*(flow.facts for flow in self._tcp.flows), *(target.facts for target in self._udp.targets())]
-        unknown = [facts for facts in everybody if not facts.owner_sought and not facts.has_owner][:OWNERS_AT_ONCE]
-        await asyncio.gather(*map(self.policy.find_owner, unknown))
+    def _facts(self) -> Iterator[FlowFacts]:
+        yield from (flow.facts for flow in self._tcp.flows)
+        yield from (target.facts for target in self._udp.targets())
 
     def test_delay(self, question: control.TestDelay) -> None:
         """Fetch a URL through an outbound and tell the master how long it took."""
@@ -242,7 +241,7 @@ class Relay:
 
     async def _count_bytes(self) -> None:
         """Count what flows have carried: a look at each now and then, nothing per packet."""
-        await self._find_owners()
+        await self._owners.seek(self._facts())
         for flow in tuple(self._tcp.flows):
             self._accounts.count(flow.facts, flow.up, flow.down)
         for target in tuple(self._udp.targets()):
