@@ -18,7 +18,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,7 +138,10 @@ def _enter(namespace: int) -> None:
 def _parameters() -> list[Path]:
     """All that can be read of the interfaces and of the namespace itself."""
     net = Path("/proc/sys/net")
-    found = [*net.glob("ipv4/*"), *net.glob("ipv6/*"), *net.glob("ipv[46]/conf/*/*")]
+    found = [*net.glob("ipv4/*"), *net.glob("ipv6/*")]
+    for interface in net.glob("ipv[46]/conf/*"):
+        with suppress(FileNotFoundError):  # it has gone meanwhile
+            found += interface.iterdir()
     return sorted(path for path in found if path.name not in _UNREADABLE and path.is_file())
 
 
