@@ -21,6 +21,8 @@ STALE_TTL = 30
 """Seconds that a stale answer is said to live (RFC 8767 section 4)."""
 BYTES_MAX = 16 * 1024 * 1024
 """Bytes of all answers of a cache: an answer may have 64 KiB."""
+EXPIRE_INTERVAL, EXPIRE_STEP = 10.0, 2000
+"""Seconds between two looks for answers whose time is up; for each so many that are kept, as many seconds more."""
 
 NOERROR, NXDOMAIN = 0, 3
 _SOA = 6
@@ -38,13 +40,13 @@ class Answer:
     expires_at  monotonic seconds; from then on it is stale
     recheck_at  when a refresh of the stale answer may be tried again
     lifetime    seconds that it may be kept; 0: not at all
+    stored_at   monotonic seconds when it came
     """
 
     __slots__ = (
         "_aged",
         "_counts",
         "_flags",
-        "_stored_at",
         "_tail",
         "_tail_now",
         "_ttls",
@@ -53,6 +55,7 @@ class Answer:
         "lifetime",
         "rcode",
         "recheck_at",
+        "stored_at",
     )
 
     def __init__(self, data: bytes, reply: Reply, query: Query, now: float) -> None:
@@ -70,7 +73,7 @@ class Answer:
         self._counts = answers, authorities, additional - (reply.opt is not None)
         self._tail = self._tail_now = data[begin:end]
         self._ttls = tuple((record.ttl_at - begin, record.ttl) for record in reply.records)
-        self._stored_at = now
+        self.stored_at = now
         self._aged = 0
         self.lifetime = float(_lifetime(data, reply))
         self.expires_at = now + self.lifetime
@@ -87,7 +90,7 @@ class Answer:
             self._ttls = tuple((at, int(seconds)) for at, _ in self._ttls)
             self._aged = _UNTOLD
         self.lifetime = seconds
-        self.expires_at = self._stored_at + seconds
+        self.expires_at = self.stored_at + seconds
 
     def render(self, query: Query, now: float, limit: int) -> bytes:
         """Return the message that answers `query`; when it is longer than `limit` bytes, an empty one with TC."""
@@ -103,7 +106,7 @@ class Answer:
 
     def same_until(self, now: float) -> float:
         """Return until when `render` gives the same: the next second of its age, or its end."""
-        next_second = self._stored_at + int(now - self._stored_at) + 1
+        next_second = self.stored_at + int(now - self.stored_at) + 1
         return min(next_second, self.expires_at) if now < self.expires_at else now
 
     def _tail_at(self, now: float) -> bytes:
@@ -111,7 +114,7 @@ class Answer:
         if self.expires_at == math.inf:
             return self._tail_now
         is_stale = now >= self.expires_at and self.lifetime > 0
-        age = _STALE if is_stale else int(now - self._stored_at)
+        age = _STALE if is_stale else int(now - self.stored_at)
         if age == self._aged:
             return self._tail_now
         tail = bytearray(self._tail)
@@ -149,13 +152,17 @@ def _is_negative(data: bytes, reply: Reply) -> bool:
 
 
 class Cache:
-    """Answers by key, the least recently used dropped first, bounded in number and bytes. `now` is monotonic seconds."""
+    """Answers by key, bounded in number and bytes: the least recently used are dropped first. `now` is monotonic seconds.
+
+    Those whose time is up are dropped as well, now and then: names that nobody asks for again would fill it for ever.
+    """
 
     def __init__(self, capacity: int, *, serve_stale: float = 0.0) -> None:
         """`serve_stale`: seconds that an answer is kept after its end."""
         self._capacity = capacity
         self._serve_stale = serve_stale
         self._entries: OrderedDict[bytes, Answer] = OrderedDict()
+        self._expire_at = 0.0
         self.size = 0  # bytes
 
     def __len__(self) -> int:
@@ -177,10 +184,18 @@ class Cache:
         self._drop(key)
         if not self._capacity or answer.lifetime <= 0:
             return
+        if answer.stored_at >= self._expire_at:
+            self._expire(answer.stored_at)
         self._entries[key] = answer
         self.size += answer.size + len(key)
         while len(self._entries) > self._capacity or self.size > BYTES_MAX:
             self._drop(next(iter(self._entries)))
+
+    def _expire(self, now: float) -> None:
+        """Drop every answer that `get` would not return."""
+        self._expire_at = now + EXPIRE_INTERVAL * (1 + len(self._entries) // EXPIRE_STEP)
+        for key in [key for key, entry in self._entries.items() if now >= entry.expires_at + self._serve_stale]:
+            self._drop(key)
 
     def _drop(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)

@@ -47,6 +47,8 @@ SCOPES_MAX = 4096
 """Addresses whose scope is remembered; then they are found out anew."""
 READY_MAX, READY_SIZE_MAX = 4096, 1500
 """Answers, and bytes of one, that are kept ready beside the cache for the very same message; then all are forgotten."""
+READY_FOR = 1.0
+"""Seconds after which they are all forgotten: none is good for longer."""
 STREAM_LIMIT = 65535
 """Bytes of an answer over TCP."""
 
@@ -127,6 +129,7 @@ class DnsService:
         self._scopes: dict[bytes, bytes] = {}  # of the addresses that programs ask
         # Answers without identifier, and until when they stay as they are, by address asked and message without identifier.
         self._ready: dict[tuple[bytes, bytes], tuple[float, bytes]] = {}
+        self._ready_until = 0.0
 
     def close(self) -> None:
         """Give up what is under way, without answers, and close all servers."""
@@ -186,8 +189,9 @@ class DnsService:
             if answer.addresses:
                 self._on_addresses(query.name, answer.addresses)
         elif len(rendered) <= READY_SIZE_MAX:
-            if len(self._ready) >= READY_MAX:
+            if now >= self._ready_until or len(self._ready) >= READY_MAX:
                 self._ready.clear()
+                self._ready_until = now + READY_FOR
             self._ready[destination, data[2:]] = answer.same_until(now), rendered[2:]
         return rendered
 

@@ -22,8 +22,11 @@ _PLAIN4 = Struct(">BB10xH2xH4x4s4sHHH2x").unpack_from
 _PLAIN6 = Struct(">BB12xH2x16s16sHHH2x").unpack_from
 _VOUCHED = F_NEEDS_CSUM | F_DATA_VALID
 
-TEMPLATES_MAX = 4096
-"""Pairs of peer and application whose header is remembered; then all are forgotten and made anew."""
+TEMPLATES_MAX = 512
+"""Pairs of peer and application whose header is remembered; then those of before are forgotten, unless they are used again."""
+
+_Pair = tuple[bytes, int, bytes, int]
+"""Source and destination: packed address and port each."""
 
 
 class UdpLayer:
@@ -38,7 +41,8 @@ class UdpLayer:
         self._counters = counters
         self._plain_max = config.mtu - 48  # payload of a datagram that is never sent in fragments
         self._ident = 0  # of the next packet sent in fragments
-        self._templates: dict[tuple[bytes, int, bytes, int], Template] = {}
+        self._templates: dict[_Pair, Template] = {}
+        self._older: dict[_Pair, Template] = {}
 
     def process_plain(self, packet: memoryview) -> bool:
         """Hand on a datagram without IP options or extension headers that needs no look at its checksum.
@@ -112,10 +116,10 @@ class UdpLayer:
         for fragment, part in ip.fragments(version, source, destination, ip.UDP, whole, self._config.mtu, self._ident):
             self._transmit((HEADER_NONE + fragment, part))
 
-    def _remember_template(self, version: int, key: tuple[bytes, int, bytes, int]) -> Template:
+    def _remember_template(self, version: int, key: _Pair) -> Template:
         if len(self._templates) >= TEMPLATES_MAX:
-            self._templates.clear()
-        made = self._templates[key] = template(version, *key)
+            self._templates, self._older = {}, self._templates
+        made = self._templates[key] = self._older.pop(key, None) or template(version, *key)
         return made
 
     def offending(

@@ -140,6 +140,26 @@ def test_cache_keeps_what_is_stale_for_as_long_as_it_is_told() -> None:
     assert store.get(b"key", 400.0) is None
 
 
+def test_names_that_nobody_asks_for_again_do_not_stay() -> None:
+    """As a program does that asks for one name after another, for hours."""
+    store = Cache(10_000)
+    most = 0
+    for second in range(1000):
+        store.put(b"%d" % second, kept(reply(ask(), A2), now=float(second)))
+        most = max(most, len(store))
+    assert most <= 60 + cache.EXPIRE_INTERVAL
+    assert store.size == sum(len(b"%d" % second) for second in range(1000 - len(store), 1000)) + len(store) * 16
+
+
+def test_stale_answers_stay_for_as_long_as_they_are_served() -> None:
+    store = Cache(10, serve_stale=100.0)
+    store.put(b"old", kept(reply(ask(), A2)))
+    store.put(b"new", kept(reply(ask(), A2), now=159.0))
+    assert store.get(b"old", 159.0) is not None
+    store.put(b"newer", kept(reply(ask(), A2), now=170.0))
+    assert len(store) == 2
+
+
 def test_least_recently_used_goes_first() -> None:
     store = Cache(2)
     for key in b"a", b"b":
@@ -177,6 +197,12 @@ def test_failure_is_kept_for_a_second() -> None:
 @given(st.lists(st.tuples(st.sampled_from(range(6)), st.integers(0, 120)), max_size=60))
 def test_cache_against_an_obvious_one(steps: list[tuple[int, int]]) -> None:
     """An obvious cache: a list, searched from its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "EXPIRE_INTERVAL", 0.0)
+        compare(steps)
+
+
+def compare(steps: list[tuple[int, int]]) -> None:
     store = Cache(3)
     obvious: list[tuple[int, float]] = []
     now = 0.0
@@ -191,4 +217,4 @@ def test_cache_against_an_obvious_one(steps: list[tuple[int, int]]) -> None:
             obvious.append((number, ends[0]))
         elif ttl:
             store.put(b"%d" % number, kept(reply(ask(), f"example.com. {ttl} IN A 192.0.2.1"), now=now))
-            obvious = [*obvious, (number, now + ttl)][-3:]
+            obvious = [*((key, end) for key, end in obvious if end > now), (number, now + ttl)][-3:]

@@ -43,6 +43,7 @@ class World:
         self.owner = ProcessInfo(name="curl")
         self.named: list[tuple[bytes, tuple[bytes, ...]]] = []
         with_addressee = config.pop("with_addressee", False)
+        notes_names = config.pop("notes_names", True)
         tags = ("addressee", "first", "second") if with_addressee else ("first", "second")
         made = DnsConfig(
             servers=(
@@ -64,7 +65,7 @@ class World:
             ),
             self.counters,
             find_owner=self.find_owner,
-            on_addresses=lambda name, addresses: self.named.append((name, addresses)),
+            on_addresses=(lambda name, addresses: self.named.append((name, addresses))) if notes_names else None,
         )
 
     def at(self, address: str) -> Scripted:
@@ -165,6 +166,30 @@ async def test_dnssec_records_are_for_those_who_want_them(patch: pytest.MonkeyPa
     await world.ask()
     await world.ask(ednsflags=0x8000)
     assert [read(message).ednsflags for message in world.first.asked] == [0, 0x8000]
+
+
+@on_loop
+async def test_answers_kept_ready_are_right_forgotten_when_told_and_not_kept_for_hours(
+    patch: pytest.MonkeyPatch,
+) -> None:
+    world = World(patch, notes_names=False)
+    server = ASKER.destination
+
+    def at_once(name: str, ident: int) -> bytes | None:
+        return world.service.answer_at_once(ask(name, ident=ident), server, world.now)
+
+    most = 0
+    for number in range(50):
+        name = f"host{number}.example."
+        await world.ask(name)
+        for ident in 1, 2, 3:
+            answer = at_once(name, ident)
+            assert answer is not None and read(answer).id == ident
+        most = max(most, len(world.service._ready))
+        world.now += 0.25
+    assert most <= 4, "those of a second"
+    world.service.forget()
+    assert at_once("host49.example.", 4) is None
 
 
 # stale answers

@@ -11,7 +11,7 @@ from tests.support import packets
 from tests.support.packets import VIRTIO_NONE, tun_tcp, tun_udp
 from tests.support.stack_bed import Bed
 from tests.support.tcp_peer import ACK, FIN, RST, SYN, TcpPeer, read_segment
-from workers.stack import CloseReason, Refusal
+from workers.stack import CloseReason, Refusal, udp
 
 APP, REMOTE = "10.0.0.2", "203.0.113.10"
 APP6, REMOTE6 = "2001:db8::2", "2001:db8:1::10"
@@ -202,6 +202,19 @@ def _df(packet: bytes) -> bytes:
         if packet[0] == 0x45
         else packet
     )
+
+
+@both_versions
+def test_headers_remembered_for_peers_are_bounded_and_right(app: str, remote: str) -> None:
+    """As with a question to a DNS server, from a port of its own each time, beside a call that goes on."""
+    bed = Bed()
+    version = 6 if ":" in app else 4
+    for port in range(1, 3000):
+        for to in port, 5000:
+            bed.stack.send_datagram(version, packets.packed(remote), 53, packets.packed(app), to, b"answer")
+            (packet,) = bed.take()
+            assert packet[10:] == _df(packets.udp(remote, 53, app, to, b"answer")), to
+    assert len(bed.stack.udp._templates) + len(bed.stack.udp._older) <= 2 * udp.TEMPLATES_MAX
 
 
 def test_datagram_without_checksum_is_taken_over_ipv4_only() -> None:
