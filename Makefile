@@ -1,4 +1,4 @@
-.PHONY: demo test check bench crash flows clean
+.PHONY: demo test check bench crash flows load spike hold soak clean
 
 demo:  ## the whole path on an embedded proxy, in private namespaces
 	bash .ci/demo
@@ -21,11 +21,11 @@ load:  ## locust in a lab of its own, a minute; writes load-results/
 	bash .ci/setup load
 	.venv/bin/python -m loadtests load
 
-spike:  ## twice what the machine carries, and back; a minute
+spike:  ## twice what the machine carries, and back; two minutes
 	bash .ci/setup load
 	.venv/bin/python -m loadtests spike
 
-hold:  ## 10,000 connections held for ten minutes
+hold:  ## 10,000 connections held for ten minutes; eleven minutes
 	bash .ci/setup load
 	.venv/bin/python -m loadtests hold
 
@@ -33,7 +33,7 @@ flows:  ## 50,000 flows and 4,000 UDP mappings at once; a few minutes, needs roo
 	bash .ci/setup test
 	.venv/bin/python -m loadtests.flows
 
-soak:  ## half an hour of everything
+soak:  ## half an hour of everything; memory must stay flat; forty minutes
 	bash .ci/setup load
 	.venv/bin/python -m loadtests soak
 

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from engine.demo.lab import LabError
 from engine.demo.service import ServiceError
-from loadtests.checks import after_run, memory_growth
+from loadtests.checks import after_run, memory_growth, shedding
 from loadtests.lab import TARGET, load_lab
 from loadtests.page import Verdict, write_page
 from loadtests.profiles import PROFILES, Profile
-from loadtests.sampler import Sampler, write_samples
+from loadtests.sampler import Sample, Sampler, write_samples
+from loadtests.shapes import SPIKE
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 STOP_TIMEOUT = 15  # seconds that users get to finish what they do
@@ -36,6 +37,12 @@ def main() -> int:
     if os.geteuid() != 0:
         print("loadtests: network namespaces and tun devices take root", file=sys.stderr)
         return 3
+    if profile.shape in (SPIKE, "worker-crash") and options.processes > 1:
+        print(
+            f"loadtests: {options.profile} looks at each request, so it is of one process: leave --processes out",
+            file=sys.stderr,
+        )
+        return 2
     folder = options.out or Path("load-results", datetime.now().strftime(f"%Y-%m-%d-%H%M%S-{options.profile}"))
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,12 +70,18 @@ def _run(profile: Profile, options: argparse.Namespace, folder: Path) -> list[Ve
             code = lab.run(_locust(profile, options, folder, lab.run_dir))
         finally:
             sampler.stop()
-        verdicts = after_run(sampler, before, deaths=profile.shape == "worker-crash")
+        verdicts = after_run(
+            sampler,
+            before,
+            deaths=profile.shape == "worker-crash",
+            until_no_mapping=profile.until_no_mapping,
+            misses_scrapes=profile.shape == SPIKE,
+        )
         write_samples(sampler.samples, folder / "engine.csv")
         (folder / "engine.log").write_text(lab.engine.output)
     if profile.steady_memory:
         verdicts.append(memory_growth(sampler.samples))
-    return [*_objectives(folder / "objectives.json", code), *verdicts]
+    return [*_objectives(folder / "objectives.json", code, sampler.samples), *verdicts]
 
 
 def _locust(profile: Profile, options: argparse.Namespace, folder: Path, run_dir: Path) -> list[str]:
@@ -87,13 +100,15 @@ def _locust(profile: Profile, options: argparse.Namespace, folder: Path, run_dir
     return [*command, *(options.classes or profile.classes)]
 
 
-def _objectives(path: Path, code: int) -> list[Verdict]:
+def _objectives(path: Path, code: int, samples: list[Sample]) -> list[Verdict]:
     """What locust's own judge has found; a locust that ended without a word is a miss."""
     if not path.exists():
         return [Verdict(f"locust ended with exit code {code} and judged nothing", good=False)]
     found = json.loads(path.read_text())
     verdicts = [Verdict(sentence, good=False) for sentence in found["missed"]]
     verdicts += [Verdict(sentence, good=True) for sentence in found["kept"]]
+    if found.get("spike"):
+        verdicts.append(shedding(found["spike"], samples))
     if code and not found["missed"]:
         verdicts.append(Verdict(f"locust ended with exit code {code}", good=False))
     return verdicts

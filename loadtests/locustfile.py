@@ -21,7 +21,8 @@ from locust.runners import WorkerRunner
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from loadtests import shapes
-from loadtests.objectives import judge
+from loadtests.objectives import is_about_loss, judge
+from loadtests.spike import Spike
 from loadtests.users import Dns, Http, HttpShort, StreamDown, StreamUp, TcpChurn, UdpEcho, WebSocket
 from loadtests.worker_crash import Crash
 
@@ -29,7 +30,7 @@ __all__ = ["Dns", "Http", "HttpShort", "StreamDown", "StreamUp", "TcpChurn", "Ud
 
 log = logging.getLogger(__name__)
 
-if (_share := shapes.chosen(sys.argv[1:], os.environ)) is not None:
+if (_shape := shapes.chosen(sys.argv[1:], os.environ)) is not None:
 
     class Shape(LoadTestShape):
         """Users over time, as `--shape` says; locust takes the class that it finds here, and asks it every second."""
@@ -38,12 +39,18 @@ if (_share := shapes.chosen(sys.argv[1:], os.environ)) is not None:
 
         def tick(self) -> tuple[int, float] | None:
             """How many users, and how many a second may come or go; None: it is over."""
-            assert self.runner is not None and _share is not None
+            global _spike
+            assert self.runner is not None and _shape is not None
             options = self.runner.environment.parsed_options
             now = self.get_run_time()
             if now >= options.run_time:
                 return None
-            return max(1, round(options.num_users * _share(now / options.run_time, now))), options.spawn_rate
+            if _shape == shapes.SPIKE:
+                if _spike is None:
+                    _spike = Spike(p95=options.slo_p95, most=options.num_users)
+                users = _spike.users()
+                return None if users is None else (users, options.spawn_rate)
+            return max(1, round(options.num_users * _shape(now / options.run_time, now))), options.spawn_rate
 
 
 if "HttpHold" in sys.argv:
@@ -56,7 +63,13 @@ if "Office" in sys.argv:
 def _add_options(parser: ArgumentParser, **_: object) -> None:
     group = parser.add_argument_group("tunloom", "Shape of the load, and what it must keep to")
     add = group.add_argument
-    add("--shape", choices=["", *shapes.SHAPES], default="", env_var="LOCUST_SHAPE", help="see loadtests/shapes.py")  # type: ignore[call-arg]
+    add(
+        "--shape",
+        choices=["", *shapes.SHAPES, shapes.SPIKE],
+        default="",
+        env_var="LOCUST_SHAPE",
+        help="see loadtests/shapes.py",
+    )  # type: ignore[call-arg]
     add(
         "--slo-p95",
         type=float,
@@ -70,6 +83,7 @@ def _add_options(parser: ArgumentParser, **_: object) -> None:
 
 
 _crash: Crash | None = None
+_spike: Spike | None = None
 
 
 @events.test_start.add_listener
@@ -82,9 +96,12 @@ def _plan_crash(environment: Environment, **_: object) -> None:
 
 
 @events.request.add_listener
-def _note_failure(exception: Exception | None, context: dict[str, Any], **_: object) -> None:
-    if exception is not None and _crash is not None:
-        _crash.failed(context["local"][1] if context.get("local") else None)
+def _note(name: str, exception: Exception | None, context: dict[str, Any], response_time: float, **_: object) -> None:
+    if _crash is not None:
+        flow = context["last"].flow if "last" in context else context.get("flow")
+        _crash.ended(name, flow, failed=exception is not None, lost="lost" in context)
+    if _spike is not None:
+        _spike.add(response_time, exception)
 
 
 @events.quitting.add_listener
@@ -92,10 +109,15 @@ def _judge(environment: Environment, **_: object) -> None:
     if isinstance(environment.runner, WorkerRunner):
         return
     options = environment.parsed_options
-    missed, kept = judge(environment.stats.entries.values(), p95=options.slo_p95, loss=options.slo_loss)
+    verdict: dict[str, Any] = {}
+    if _spike is None:
+        missed, kept = judge(environment.stats.entries.values(), p95=options.slo_p95, loss=options.slo_loss)
+    else:  # more than can be carried is meant to be late
+        missed, kept = _spike.verdict()
+        verdict["spike"] = _spike.facts()
     if _crash is not None:
-        missed = [sentence for sentence in missed if not sentence.endswith("failed")]  # these are judged by themselves
-        wrong, right = _crash.verdict()
+        missed = [sentence for sentence in missed if not is_about_loss(sentence)]  # whose they are is judged instead
+        wrong, right = _crash.verdict(loss=options.slo_loss)
         missed, kept = missed + wrong, kept + right
     if environment.runner is not None:
         missed += [
@@ -106,6 +128,6 @@ def _judge(environment: Environment, **_: object) -> None:
     for sentence in kept:
         log.info("kept: %s", sentence)
     if options.verdict:
-        Path(options.verdict).write_text(json.dumps({"missed": missed, "kept": kept}))
+        Path(options.verdict).write_text(json.dumps(verdict | {"missed": missed, "kept": kept}))
     environment.process_exit_code = 1 if missed else 0
     log.info("objectives: %s", "missed" if missed else "kept")

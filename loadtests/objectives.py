@@ -9,7 +9,7 @@ something          at least one request of every kind that was asked for succeed
 from collections.abc import Collection
 from typing import Protocol
 
-__all__ = ["Entry", "judge"]
+__all__ = ["Entry", "is_about_loss", "judge"]
 
 
 class Entry(Protocol):
@@ -66,6 +66,11 @@ def judge(entries: Collection[Entry], *, p95: float, loss: float) -> tuple[list[
             verdict = missed if share > loss else kept
             verdict.append(f"{_name(entry)}: {missing} lost ({share:.2f} %), to be {loss:g} %")
     return missed, kept
+
+
+def is_about_loss(sentence: str) -> bool:
+    """Whether a sentence of `judge` is on requests that failed, or on datagrams that were lost."""
+    return sentence.endswith("failed") or " lost (" in sentence
 
 
 def _name(entry: Entry) -> str:

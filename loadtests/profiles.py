@@ -20,28 +20,32 @@ class Profile:
     """More share the port: each has 20,000 descriptors at most on some machines, two a flow."""
     steady_memory: bool = False
     """The engine's memory must not grow after the first five minutes."""
+    until_no_mapping: bool = False
+    """Wait at the end until the last UDP mapping is gone, some six minutes: only then has every descriptor been given back."""
 
+
+EVERYBODY = ("Http", "HttpShort", "StreamUp", "StreamDown", "TcpChurn", "UdpEcho", "Dns", "WebSocket", "Office")
 
 PROFILES = {
     "load": Profile(purpose="everything in ten steps, a minute", users=60, spawn_rate=20, run_time="60s", shape="ramp"),
     "quick": Profile(purpose="does it all work? some seconds", users=20, spawn_rate=20, run_time="8s"),
     "office": Profile(purpose="people at desks", users=40, spawn_rate=10, run_time="60s", classes=("Office",)),
     "spike": Profile(
-        purpose="twice what the machine carries, at once, and back",
-        users=400,
-        spawn_rate=400,
-        run_time="60s",
+        purpose="finds what the machine carries, offers twice that, at once, and looks how soon all is as before",
+        users=2000,
+        spawn_rate=1000,
+        run_time="5m",
         shape="spike",
         classes=("Http", "HttpShort", "TcpChurn"),
     ),
     "churn": Profile(purpose="users come and go", users=100, spawn_rate=50, run_time="80s", shape="churn"),
     "worker-crash": Profile(
         purpose="a worker is killed; only its flows may fail",
-        users=40,
-        spawn_rate=40,
-        run_time="16s",
+        users=60,
+        spawn_rate=60,
+        run_time="20s",
         shape="worker-crash",
-        classes=("StreamUp", "StreamDown", "HttpHold"),
+        classes=(*EVERYBODY, "HttpHold"),
     ),
     "soak": Profile(
         purpose="half an hour of everything, and nothing may grow or leak",
@@ -49,8 +53,9 @@ PROFILES = {
         spawn_rate=10,
         run_time="30m",
         shape="soak",
-        classes=("Http", "HttpShort", "StreamUp", "StreamDown", "TcpChurn", "UdpEcho", "Dns", "WebSocket", "Office"),
+        classes=EVERYBODY,
         steady_memory=True,
+        until_no_mapping=True,
     ),
     "hold": Profile(
         purpose="10,000 connections held for ten minutes",

@@ -4,9 +4,12 @@ import random
 import socket
 import time
 
+import gevent.local
+from geventhttpclient.connectionpool import ConnectionPool
 from locust import FastHttpUser, User, between, constant, task
 
 from engine.demo.targets import HTTP_PORT, http_request, http_response
+from loadtests.flow_ends import FlowEnds
 from loadtests.users.request import TIMEOUT, Exchange, WrongAnswer, connect, exchange, target
 
 __all__ = ["Http", "HttpHold", "HttpShort", "get"]
@@ -16,10 +19,39 @@ HOLD = 10.0
 """Seconds between two requests on a connection that is held."""
 
 
+class _Flows(gevent.local.local):
+    """The connection that this user (a greenlet) has made last."""
+
+    last: FlowEnds | None = None
+
+
+class _LastFlow:
+    """Stands in the context of a request, which is made before its connection is."""
+
+    @property
+    def flow(self) -> FlowEnds | None:
+        """Of the request, when it has ended: a user makes one request at a time."""
+        return _flows.last
+
+
+_flows = _Flows()
+_last_flow = _LastFlow()
+
+
+def _note_connection(pool: ConnectionPool, sock: socket.socket) -> None:
+    _flows.last = FlowEnds.of(sock)
+
+
+ConnectionPool.after_connect = (
+    _note_connection  # the library's hook, of a class that locust names nowhere to be replaced
+)
+
+
 def get(user: FastHttpUser, name: str, **headers: str) -> None:
     """Fetch a page, whose body tells its path."""
     path = f"/page{random.randrange(PATHS)}"
-    with user.client.get(path, name=name, headers=headers, catch_response=True) as response:
+    context = {"last": _last_flow}
+    with user.client.get(path, name=name, headers=headers, catch_response=True, context=context) as response:
         if response.status_code == 200 and response.content != http_response(path).partition(b"\r\n\r\n")[2]:
             response.failure(WrongAnswer("the body is not that of the page"))
 
@@ -58,6 +90,7 @@ class HttpHold(User):
 
     wait_time = constant(0)
     _flow: socket.socket | None = None
+    _ends: FlowEnds | None = None
 
     @task
     def page(self) -> None:
@@ -65,11 +98,12 @@ class HttpHold(User):
         if self._flow is None:
             with exchange(self, "HTTP", "hold: connect") as made:
                 self._flow = connect(made, target(self), HTTP_PORT)
+                self._ends = made.flow
         if self._flow is None:
             self.wait_a_while()
             return
         self.wait_a_while()
-        with exchange(self, "HTTP", "hold: GET") as made:
+        with exchange(self, "HTTP", "hold: GET", self._ends) as made:
             self._ask(made)
 
     def wait_a_while(self) -> None:
@@ -82,7 +116,6 @@ class HttpHold(User):
         expected = http_response(path)
         answer = b""
         try:
-            made.local = self._flow.getsockname()[:2]
             self._flow.sendall(http_request(path))
             while len(answer) < len(expected):
                 piece = self._flow.recv(4096)

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 from locust import User
 
+from loadtests.flow_ends import FlowEnds
+
 __all__ = ["TIMEOUT", "Exchange", "WrongAnswer", "connect", "exchange", "lost", "target"]
 
 TIMEOUT = 10.0
@@ -19,17 +21,18 @@ class WrongAnswer(Exception):
 
 
 class Exchange:
-    """One exchange under way: set `size` to the bytes that came back, `local` to our endpoint, `ms` to override the time."""
+    """One exchange under way: set `size` to the bytes that came back, `flow` to its ends, `ms` to override the time."""
 
     size = 0
-    local: tuple[str, int] | None = None
+    flow: FlowEnds | None = None
     ms: float | None = None
 
 
 @contextmanager
-def exchange(user: User, kind: str, name: str) -> Iterator[Exchange]:
+def exchange(user: User, kind: str, name: str, flow: FlowEnds | None = None) -> Iterator[Exchange]:
     """Time the body and report it as the request `name`; OSError and WrongAnswer are its failure and go no further."""
     made = Exchange()
+    made.flow = flow
     failure: Exception | None = None
     began = perf_counter()
     try:
@@ -42,14 +45,19 @@ def exchange(user: User, kind: str, name: str) -> Iterator[Exchange]:
         response_time=made.ms if made.ms is not None else (perf_counter() - began) * 1000,
         response_length=made.size,
         exception=failure,
-        context={"local": made.local},
+        context={"flow": made.flow},
     )
 
 
-def lost(user: User, kind: str, name: str) -> None:
+def lost(user: User, kind: str, name: str, flow: FlowEnds | None) -> None:
     """Report a datagram, or its answer, that did not come: not a failure by itself, but the ratio has a limit (objectives.py)."""
     user.environment.events.request.fire(
-        request_type=kind, name=f"{name} lost", response_time=0, response_length=0, exception=None, context={}
+        request_type=kind,
+        name=f"{name} lost",
+        response_time=0,
+        response_length=0,
+        exception=None,
+        context={"flow": flow, "lost": True},
     )
 
 
@@ -63,5 +71,5 @@ def target(user: User) -> str:
 def connect(made: Exchange, address: str, port: int) -> socket.socket:
     """Return a connection, whose endpoint is noted. Raises OSError."""
     flow = socket.create_connection((address, port), timeout=TIMEOUT)
-    made.local = flow.getsockname()[:2]
+    made.flow = FlowEnds.of(flow)
     return flow

@@ -12,6 +12,7 @@ import dns.rdatatype
 from locust import User, between, task
 
 from engine.demo.targets import DATAGRAM_MAX, ECHO_PORT
+from loadtests.flow_ends import FlowEnds
 from loadtests.targets import DNS_PORT, address_of
 from loadtests.users.request import Exchange, WrongAnswer, exchange, lost, target
 
@@ -31,18 +32,21 @@ def call(user: User, datagrams: int = CALL_DATAGRAMS) -> None:
     sent: dict[int, tuple[float, bytes]] = {}
     with socket.socket(socket.AF_INET6 if ":" in target(user) else socket.AF_INET, socket.SOCK_DGRAM) as flow:
         flow.connect((target(user), ECHO_PORT))
+        ends = FlowEnds.of(flow)
         for number in range(datagrams):
             payload = _NUMBER.pack(number) + os.urandom(random.randint(*PAYLOAD))
             sent[number] = perf_counter(), payload
-            with exchange(user, "UDP", "send") as made:
+            with exchange(user, "UDP", "send", ends) as made:
                 made.size = flow.send(payload)
-            _take_echoes(user, flow, sent, perf_counter() + INTERVAL)
-        _take_echoes(user, flow, sent, perf_counter() + ANSWER_TIMEOUT)
+            _take_echoes(user, flow, ends, sent, perf_counter() + INTERVAL)
+        _take_echoes(user, flow, ends, sent, perf_counter() + ANSWER_TIMEOUT)
     for _ in sent:
-        lost(user, "UDP", "echo")
+        lost(user, "UDP", "echo", ends)
 
 
-def _take_echoes(user: User, flow: socket.socket, sent: dict[int, tuple[float, bytes]], until: float) -> None:
+def _take_echoes(
+    user: User, flow: socket.socket, ends: FlowEnds, sent: dict[int, tuple[float, bytes]], until: float
+) -> None:
     """Take in echoes until that time, or until none is missing any more."""
     while sent and (left := until - perf_counter()) > 0:
         flow.settimeout(left)
@@ -51,9 +55,9 @@ def _take_echoes(user: User, flow: socket.socket, sent: dict[int, tuple[float, b
         except TimeoutError:
             return
         except OSError as error:  # ICMP: it is refused
-            with exchange(user, "UDP", "echo"):
+            with exchange(user, "UDP", "echo", ends):
                 raise error
-        with exchange(user, "UDP", "echo") as made:
+        with exchange(user, "UDP", "echo", ends) as made:
             _check(made, echo, sent)
 
 
@@ -75,7 +79,8 @@ def question(user: User) -> None:
     with socket.socket(socket.AF_INET6 if ":" in target(user) else socket.AF_INET, socket.SOCK_DGRAM) as flow:
         flow.settimeout(ANSWER_TIMEOUT)
         flow.connect((target(user), DNS_PORT))
-        with exchange(user, "DNS", "A") as made:
+        ends = FlowEnds.of(flow)
+        with exchange(user, "DNS", "A", ends) as made:
             try:
                 flow.send(query.to_wire())
                 answer = flow.recv(DATAGRAM_MAX)
@@ -85,7 +90,7 @@ def question(user: User) -> None:
             if answer:
                 _check_answer(name, query, answer)
         if not answer:
-            lost(user, "DNS", "A")
+            lost(user, "DNS", "A", ends)
 
 
 def _check_answer(name: str, query: dns.message.Message, answer: bytes) -> None:

@@ -6,6 +6,7 @@ import random
 import websocket
 from locust import User, between, task
 
+from loadtests.flow_ends import FlowEnds
 from loadtests.targets import WEBSOCKET_PORT
 from loadtests.users.request import TIMEOUT, WrongAnswer, exchange, target
 
@@ -19,17 +20,16 @@ def chat(user: User) -> None:
     """Open a WebSocket, exchange some messages, close it."""
     host = f"[{target(user)}]" if ":" in target(user) else target(user)
     flow: websocket.WebSocket | None = None
+    ends: FlowEnds | None = None
     with exchange(user, "WebSocket", "open") as made:
         flow = _guarded(websocket.create_connection, f"ws://{host}:{WEBSOCKET_PORT}/", timeout=TIMEOUT)
-        made.local = flow.sock.getsockname()[:2]
+        ends = made.flow = FlowEnds.of(flow.sock)
     if flow is None:
         return
-    local = flow.sock.getsockname()[:2]
     try:
         for _ in range(MESSAGES):
             sent = os.urandom(random.randint(1, MESSAGE_MAX))
-            with exchange(user, "WebSocket", "message") as made:
-                made.local = local
+            with exchange(user, "WebSocket", "message", ends) as made:
                 _guarded(flow.send_binary, sent)
                 received = _guarded(flow.recv)
                 made.size = len(received)

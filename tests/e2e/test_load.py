@@ -64,6 +64,44 @@ def test_several_locust_processes(tmp_path: Path) -> None:
     assert min(succeeded(tmp_path)[name] for name in ("GET keep-alive", "connect, echo, close")) > 0
 
 
+def test_spike_goes_through_all_its_phases(tmp_path: Path) -> None:
+    """With few users, on a machine that has other things to do: what came of it is told, and is not judged here."""
+    done = run(tmp_path, "spike", "-u", "10", "--classes", "Http", "TcpChurn")
+    assert "10 users are carried: " in done.stdout, done.stdout + done.stderr
+    for part in (
+        "before the spike, half of them: ",
+        "in the spike, twice as many: ",
+        "after the spike",
+        "0 wrong answers",
+        "the engine counted",
+    ):
+        assert part in done.stdout, done.stdout
+    facts = json.loads((tmp_path / "objectives.json").read_text())["spike"]
+    assert facts["end"] - facts["start"] == pytest.approx(20)
+    with (tmp_path / "locust_stats_history.csv").open(newline="") as file:
+        users = {int(row["User Count"]) for row in csv.DictReader(file)}
+    assert {5, 10, 20} <= users
+
+
+def test_what_looks_at_each_request_is_of_one_process(tmp_path: Path) -> None:
+    done = run(tmp_path, "spike", "--processes", "2")
+    assert done.returncode == 2
+    assert "leave --processes out" in done.stderr
+
+
+def test_worker_that_dies_takes_only_its_own_flows_with_it(tmp_path: Path) -> None:
+    """With every kind of user."""
+    done = run(tmp_path, "worker-crash", "-u", "45", "-t", "18s")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for part in (
+        "flows that died with their worker",
+        "of other workers",
+        "kinds of requests were answered after",
+        "1 workers died",
+    ):
+        assert part in done.stdout, done.stdout
+
+
 def test_failure_fails_the_run(tmp_path: Path) -> None:
     """An objective that nobody can keep: the exit code tells, and the page names it."""
     done = run(tmp_path, "quick", "-t", "3s", "--classes", "Http", "--slo-p95", "0.001")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtests.shapes import SHAPES, chosen
+from loadtests.shapes import SHAPES, SPIKE, chosen
 
 
 def course(name: str, seconds: int = 100) -> list[float]:
@@ -17,13 +17,6 @@ def test_ramp_rises_in_ten_steps_and_stays() -> None:
     assert shares[73:] == [1.0] * 27
 
 
-def test_spike_is_a_block_in_the_middle() -> None:
-    shares = course("spike")
-    assert shares[:33] == [0.25] * 33
-    assert set(shares[34:66]) == {1.0}
-    assert shares[67:] == [0.25] * 33
-
-
 def test_soak_is_flat() -> None:
     assert set(course("soak")) == {1.0}
 
@@ -36,5 +29,6 @@ def test_churn_goes_up_and_down() -> None:
 def test_shape_is_chosen_by_option_or_environment() -> None:
     assert chosen(["-f", "x", "--shape", "ramp", "Http"], {}) is SHAPES["ramp"]
     assert chosen(["--shape=soak"], {"LOCUST_SHAPE": "ramp"}) is SHAPES["soak"]
+    assert chosen(["--shape", "spike"], {}) == SPIKE
     assert chosen(["-s", "5"], {}) is None
     assert chosen([], {"LOCUST_SHAPE": "churn"}) is SHAPES["churn"]

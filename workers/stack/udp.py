@@ -119,7 +119,10 @@ class UdpLayer:
     def _remember_template(self, version: int, key: _Pair) -> Template:
         if len(self._templates) >= TEMPLATES_MAX:
             self._templates, self._older = {}, self._templates
-        made = self._templates[key] = self._older.pop(key, None) or template(version, *key)
+        made = self._older.pop(key, None)
+        if made is None:
+            made = template(version, *key)
+        self._templates[key] = made
         return made
 
     def offending(
