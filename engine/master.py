@@ -42,6 +42,7 @@ from engine.owners import FlowOwners, open_owners
 from engine.proxy_names import ProxyNames
 from engine.reload import Reloader
 from engine.responder import Responder
+from engine.rights import keep_master_rights
 from engine.run.network import PrivateNetwork
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Report, Supervisor, WorkerFailed
@@ -107,7 +108,7 @@ class StartOptions:
 async def run_engine(options: StartOptions) -> None:
     """Run until SIGINT, SIGTERM or `engine stop`, then put everything back.
 
-    Raises EngineFailed, ListenError, TunError, NetworkError or WorkerFailed; by then everything is put back as well.
+    Raises EngineFailed, ListenError, RightsError, TunError, NetworkError or WorkerFailed; by then everything is put back as well.
     """
     async with AsyncExitStack() as undo:
         await _Master(options).run(undo)
@@ -146,6 +147,7 @@ class _Master:
         raise_file_limit()
         if config.http is not None and config.http.is_named:
             self._open_listeners(undo, config.http)
+        keep_master_rights(options.run_dir, config)
         for number in (signal.SIGINT, signal.SIGTERM):
             self.loop.add_signal_handler(number, self.stopped.set)
         self.loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
@@ -215,8 +217,7 @@ class _Master:
             self.tun.name, self.destination, options.workers, self.tun.mtu, offload,
         )  # fmt: skip
         notify("READY=1")
-        interval = watchdog_interval()
-        if interval is not None:
+        if (interval := watchdog_interval()) is not None:
             undo.callback(_every(self.loop, interval, lambda: notify("WATCHDOG=1")))
         await self.stopped.wait()
         notify("STOPPING=1")

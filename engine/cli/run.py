@@ -100,11 +100,12 @@ def _run_engine(options: "StartOptions") -> int:
     import uvloop
 
     from engine.master import EngineFailed, run_engine
+    from engine.rights import RightsError
     from engine.run_dir import RunDirError
     from engine.supervisor import WorkerFailed
 
     try:
         uvloop.run(run_engine(options))
-    except (EngineFailed, RunDirError, WorkerFailed) as error:
+    except (EngineFailed, RightsError, RunDirError, WorkerFailed) as error:
         fail(FAILED, str(error))
     return 0

@@ -129,6 +129,7 @@ def run_until_stopped(line: "CommandLine", *, workers: int | None, run_dir: Path
     from engine.http.listen import ListenError
     from engine.master import EngineFailed, StartOptions, run_engine
     from engine.netconf import NetworkError
+    from engine.rights import RightsError
     from engine.run_dir import RunDirError
     from engine.supervisor import WorkerFailed
     from engine.tun import TunError
@@ -156,7 +157,7 @@ def run_until_stopped(line: "CommandLine", *, workers: int | None, run_dir: Path
         fail(USAGE, str(error))
     except (TunError, NetworkError) as error:
         fail(NOT_PERMITTED if error.not_permitted else FAILED, str(error))
-    except (EngineFailed, RunDirError, WorkerFailed) as error:
+    except (EngineFailed, RightsError, RunDirError, WorkerFailed) as error:
         fail(FAILED, str(error))
 
 

@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number_of_signal, signal.SIG_IGN)
     run_dir = os.path.abspath(run_dir)
     _be_spared()
+    _keep_rights(run_dir)
     os.chdir("/")  # to be in no one's way when a file system is unmounted
     _write(1, "ready")
     # Blocks until it is told, or end of file. Byte by byte: what a guardian that hung has not read is left to this one.
@@ -55,6 +56,17 @@ def _be_spared() -> None:
             score.write(OOM_SCORE_ADJ_MIN)
     except OSError:
         pass  # without CAP_SYS_RESOURCE we are as likely as others; at 10 MB not very
+
+
+def _keep_rights(run_dir: str) -> None:
+    from pathlib import Path
+
+    from engine.rights import GUARDIAN, RightsError, keep_rights
+
+    try:
+        keep_rights(GUARDIAN, [Path(run_dir)])
+    except RightsError as error:  # the network is worth more
+        _write(2, f"engine: the guardian: {error}")
 
 
 def _restore(run_dir: str, hold: bool) -> tuple[str, bool]:

@@ -1,16 +1,13 @@
 """The unit by which systemd runs the engine (systemd.service(5), systemd.exec(5)). Pure.
 
-Hardened as far as a process can be that opens a tun, changes routes and kernel parameters, and becomes other users:
-
-CAP_NET_ADMIN                      tun, routes, rules, nftables, SO_MARK
-CAP_SETUID, CAP_SETGID, CAP_KILL   workers and the HTTP process have users of their own
-CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH   which program a flow belongs to; configuration files of others
-CAP_NET_BIND_SERVICE               metrics at a port below 1024
-CAP_SYS_RESOURCE                   the guardian asks to be spared when memory runs out
+Hardened as far as a process can be that opens a tun, changes routes and kernel parameters, and becomes other users. What the
+capabilities are for stands in engine/rights.py.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from engine.rights import SERVICE
 
 __all__ = ["UNIT_NAME", "UNIT_PATH", "systemd_unit"]
 
@@ -68,17 +65,6 @@ SystemCallFilter=@system-service
 WantedBy=multi-user.target
 """
 
-_CAPABILITIES = (
-    "CAP_NET_ADMIN",
-    "CAP_SETUID",
-    "CAP_SETGID",
-    "CAP_KILL",
-    "CAP_SYS_PTRACE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_RESOURCE",
-)
-
 
 def systemd_unit(program: Sequence[str], arguments: Sequence[str]) -> str:
     """Return the unit for `program start arguments`. `program` is a command with absolute paths.
@@ -90,7 +76,7 @@ def systemd_unit(program: Sequence[str], arguments: Sequence[str]) -> str:
         start=_command(*program, "start", "--run-dir", "/run/tunloom", *arguments),
         reload=_command(*program, "reload", "--run-dir", "/run/tunloom"),
         repair=_command(*program, "repair", "--hold", "--run-dir", "/run/tunloom"),
-        capabilities=" ".join(_CAPABILITIES),
+        capabilities=" ".join(SERVICE.values()),
     )
 
 

@@ -6,6 +6,7 @@
     message socket  SOCK_SEQPACKET                       SOCK_STREAM with a header before each message
     end of process  pidfd                                kqueue, EVFILT_PROC
     privileges      set*id, no_new_privs, PDEATHSIG      set*id; the end of the control channel is that of the master
+    capabilities    few are kept                         there are none
     way out         SO_BINDTODEVICE                      IP_BOUND_IF
     local ports     IP_LOCAL_PORT_RANGE, 127.0.0.0/8     as the kernel chooses
 
@@ -24,6 +25,7 @@ __all__ = [
     "create_memory",
     "drop_privileges",
     "file_limit",
+    "keep_capabilities",
     "message_pair",
     "message_socket",
     "open_doorbell",
@@ -44,6 +46,7 @@ if sys.platform == "darwin":
         create_memory,
         drop_privileges,
         file_limit,
+        keep_capabilities,
         message_pair,
         message_socket,
         open_doorbell,
@@ -63,6 +66,7 @@ else:
         create_memory,
         drop_privileges,
         file_limit,
+        keep_capabilities,
         message_pair,
         message_socket,
         open_doorbell,

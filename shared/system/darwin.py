@@ -23,6 +23,7 @@ __all__ = [
     "create_memory",
     "drop_privileges",
     "file_limit",
+    "keep_capabilities",
     "message_pair",
     "message_socket",
     "open_doorbell",
@@ -174,6 +175,11 @@ def drop_privileges(uid: int | None, *, keep: Collection[int] = ()) -> None:
         os.setgroups([])
         os.setgid(uid)  # of root, these set the real, effective and saved ones
         os.setuid(uid)
+
+
+def keep_capabilities(keep: Collection[int]) -> None:
+    """See linux. There are none to give up: root is root."""
+    del keep
 
 
 def file_limit(hard: int) -> int:

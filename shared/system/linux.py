@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
-from shared.privileges import drop_privileges
+from shared.privileges import drop_privileges, keep_capabilities
 
 __all__ = [
     "LOOPBACK_SOURCES",
@@ -19,6 +19,7 @@ __all__ = [
     "create_memory",
     "drop_privileges",
     "file_limit",
+    "keep_capabilities",
     "message_pair",
     "message_socket",
     "open_doorbell",

@@ -2,15 +2,22 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
+from engine.rights import GUARDIAN, MASTER
 from engine.users import HTTP_UID, WORKER_UID
+from shared.privileges import CAP_DAC_OVERRIDE
 from tests.support.engine import ENGINE, bed
 from tests.support.netns import wait_until
+
+SOMEBODY = 60999
+"""A user that nobody is."""
 
 pytestmark = pytest.mark.e2e
 
@@ -85,6 +92,54 @@ def test_the_processes_are_what_they_should_be(run_dir: Path) -> None:
             assert [int(fields[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")] == [0, 0, 0, 0]
             assert fields["NoNewPrivs"].strip() == "1"
         assert (run_dir / "control.sock").stat().st_mode & 0o777 == 0o600
+
+
+def capabilities(pid: int | None, name: str = "CapPrm") -> int:
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(fields[name], 16)
+
+
+def mask(numbers: Iterable[int]) -> int:
+    """Of what this machine lets root have: a container may have less."""
+    return capabilities(os.getpid()) & sum(1 << number for number in numbers)
+
+
+def test_root_processes_keep_few_capabilities(run_dir: Path) -> None:
+    """And can do with them what they must: replace a worker that hangs and a guardian that died, and restore the network."""
+    with bed(run_dir) as made:
+        before = made.engine.status()
+        assert before.guardian_pid is not None and before.workers[0].pid is not None
+        os.kill(before.guardian_pid, signal.SIGKILL)
+        os.kill(before.workers[0].pid, signal.SIGSTOP)
+        wait_until(
+            lambda: (
+                [worker.restarts for worker in made.engine.status().workers] == [1, 0]
+                and {worker.state for worker in made.engine.status().workers} == {"running"}
+            ),
+            60.0,
+            what="another worker",
+        )
+        wait_until(
+            lambda: made.engine.status().guardian_pid not in (None, before.guardian_pid), what="another guardian"
+        )
+        guardian = made.engine.status().guardian_pid
+        wait_until(lambda: capabilities(guardian) == mask(GUARDIAN), 60.0, what="the guardian giving up its rights")
+        for name in "CapPrm", "CapEff", "CapBnd":
+            assert capabilities(made.engine.pid, name) == mask(MASTER), name
+        assert capabilities(guardian, "CapEff") == mask(GUARDIAN)
+        assert capabilities(guardian, "CapBnd") == mask(MASTER)  # a stale one that no_new_privs makes worthless
+
+
+def test_run_directory_of_somebody_else(run_dir: Path) -> None:
+    run_dir.mkdir(mode=0o755)
+    os.chown(run_dir, SOMEBODY, SOMEBODY)
+    with bed(run_dir) as made:
+        assert capabilities(made.engine.pid) == mask({*MASTER, CAP_DAC_OVERRIDE})
+        guardian = made.engine.status().guardian_pid
+        wait_until(
+            lambda: capabilities(guardian) == mask({*GUARDIAN, CAP_DAC_OVERRIDE}),
+            what="the guardian giving up its rights",
+        )
 
 
 def test_password_is_nowhere_to_be_read(run_dir: Path) -> None:
