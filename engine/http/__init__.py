@@ -10,6 +10,7 @@ milliseconds; because whoever finds a defect in an HTTP parser is then nobody; a
 listen      HOST:PORT -> sockets, and when a secret is needed
 process     the master's side: starts and watches the process, answers its requests
 server      the process: routes, and the life of the application
+door        connections, and what is asked too often: bounded
 access      Host, Origin, secret
 prometheus  counters -> metric families
 """

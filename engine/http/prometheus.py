@@ -4,7 +4,7 @@ Names begin with tunloom_, units are base units, counters end in _total. Labels,
 protocol (tcp, udp), direction, outbound (its tag), reason, process.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from aiohttp import hdrs, web
 from prometheus_client import exposition
@@ -13,7 +13,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from engine.http.health import outbound_states, problems
-from engine.http.state import ENGINE
+from engine.http.state import DOOR, ENGINE
 from engine.requests import Measure, Measurement
 from shared.metrics import BOUNDS, DROPS, OUTBOUNDS_MAX, Cell, Histogram, OutboundCell, UdpState, outbound_at
 
@@ -63,17 +63,18 @@ async def metrics(request: web.Request) -> web.Response:
         openmetrics.generate_latest if wants_openmetrics else exposition.generate_latest
     )
     content_type = openmetrics.CONTENT_TYPE_LATEST if wants_openmetrics else exposition.CONTENT_TYPE_PLAIN_0_0_4
-    body = generate(MetricsOf(reply.measurement))
+    body = generate(MetricsOf(reply.measurement, request.app[DOOR].families()))
     response = web.Response(body=body, headers={hdrs.CONTENT_TYPE: content_type})
     response.enable_compression()
     return response
 
 
 class MetricsOf(Collector):
-    """The families of one measurement."""
+    """The families of one measurement, and `own`, those of the server itself."""
 
-    def __init__(self, measurement: Measurement) -> None:
+    def __init__(self, measurement: Measurement, own: Iterable[Metric] = ()) -> None:
         self._measurement = measurement
+        self._own = tuple(own)
         self._status = measurement.status
         cells, rows = measurement.cells, memoryview(measurement.rows).cast("Q")
         self._rows = [rows[i : i + cells] for i in range(0, len(rows), cells)]
@@ -91,6 +92,7 @@ class MetricsOf(Collector):
         yield from self._flows()
         yield from self._by_outbound()
         yield from self._inner_life()
+        yield from self._own
 
     def _engine(self) -> Iterator[Metric]:
         status = self._status

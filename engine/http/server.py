@@ -21,9 +21,10 @@ from aiohttp.typedefs import Handler, Middleware
 from engine.http.access import Access, Refused
 from engine.http.channel import Channel, Closed, Configure, Engine
 from engine.http.clash.routes import add_routes
+from engine.http.door import IDLE_TIMEOUT, Door
 from engine.http.health import healthz
 from engine.http.prometheus import metrics
-from engine.http.state import ENGINE
+from engine.http.state import DOOR, ENGINE
 from shared.log import configure_logging
 from shared.system import drop_privileges
 
@@ -68,21 +69,25 @@ async def _serve(master_pid: int, channel_socket: socket.socket, listeners: Sequ
         ui = None
     engine = Engine(channel)
     access = Access(secret=config.secret, origins=config.origins, names=config.names)
-    runner = web.AppRunner(make_app(engine, access, ui), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+    app = make_app(engine, access, ui)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT, keepalive_timeout=IDLE_TIMEOUT)
     await runner.setup()
-    for listener in listeners:
-        await web.SockSite(runner, listener).start()
+    assert runner.server is not None, "it is set up"
+    app[DOOR].open(runner.server, listeners)
     gc.collect()
     gc.freeze()
     await engine.run()
+    app[DOOR].close()
     await runner.cleanup()
     return 0
 
 
 def make_app(engine: Engine, access: Access, ui: Path | None = None) -> web.Application:
     """Return the application: all routes, behind the checks of `access`; `ui`: directory of a dashboard."""
-    app = web.Application(middlewares=[_guard(access), _failures], client_max_size=BODY_MAX)
+    door = Door()
+    app = web.Application(middlewares=[door.watch, _guard(access), _failures, door.ration], client_max_size=BODY_MAX)
     app[ENGINE] = engine
+    app[DOOR] = door
     app.on_response_prepare.append(_sign)
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/healthz", healthz)

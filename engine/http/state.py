@@ -3,8 +3,11 @@
 from aiohttp import web
 
 from engine.http.channel import Engine
+from engine.http.door import Door
 
-__all__ = ["ENGINE"]
+__all__ = ["DOOR", "ENGINE"]
 
 ENGINE = web.AppKey("engine", Engine)
 """How to ask the master."""
+DOOR = web.AppKey("door", Door)
+"""Who came in, and who was refused."""

@@ -9,6 +9,7 @@ import dns.message
 import dns.rdatatype
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from engine.http.clash import streams, values
 from engine.http.state import ENGINE
@@ -34,19 +35,34 @@ from shared.log import set_log_level
 __all__ = ["add_routes"]
 
 ASK_TIMEOUT = 10.0  # seconds
+BODY_TIMEOUT = 10.0  # seconds for the body of a request to come
 RELOAD_TIMEOUT = 90.0  # seconds; names of proxies are looked up
 DELAY_URL = "https://www.gstatic.com/generate_204"
 DELAY_TIMEOUT = 5000.0  # milliseconds
 NOT_FOUND = "Resource not found"
-LOG_LEVELS = {"trace": "debug", "warn": "warning", "fatal": "error", "panic": "error", "silent": "error"}
-"""What sing-box and Clash call a level -> what it is here."""
+_BY_COMMAND = "the engine is started and replaced on the command line"
+_BY_CONFIGURATION = "rules are changed in the configuration: change it and reload the engine"
+REFUSED = {
+    ("POST", "/restart"): _BY_COMMAND,
+    ("POST", "/upgrade"): _BY_COMMAND,
+    ("POST", "/upgrade/ui"): "the files of the dashboard are yours to replace (external_ui)",
+    ("POST", "/upgrade/geo"): "there are no databases: rule-sets take their place",
+    ("POST", "/configs/geo"): "there are no databases: rule-sets take their place",
+    ("PUT", "/providers/rules/{name}"): "rule-sets are fetched by engine fetch, and read by engine reload",
+    ("PATCH", "/rules/disable"): _BY_CONFIGURATION,
+    ("POST", "/script"): _BY_CONFIGURATION,
+    ("PATCH", "/script"): _BY_CONFIGURATION,
+    ("DELETE", "/proxies/{name}"): "a urltest group chooses by its tests alone",
+    ("GET", "/profile/tracing"): "there is no tracing: engine explain and the log tell what becomes of a flow",
+}
+"""Of sing-box's and mihomo's API what does not exist here, and why: 501."""
 
 T = TypeVar("T")
 
 
 def add_routes(app: web.Application) -> None:
     """Serve the API."""
-    app[streams.STREAMS] = set()
+    streams.set_up(app)
     add = app.router
     add.add_get("/", _hello)
     add.add_get("/version", _version)
@@ -68,10 +84,15 @@ def add_routes(app: web.Application) -> None:
     add.add_get("/memory", streams.memory)
     add.add_get("/logs", streams.logs)
     add.add_get("/providers/proxies", _no_providers)
+    add.add_get("/providers/proxies/{name:[^/]+}", _not_found)
+    add.add_get("/providers/proxies/{name:[^/]+}/healthcheck", _not_found)
     add.add_get("/providers/rules", _rule_providers)
+    add.add_get("/providers/rules/{name:[^/]+}", _rule_provider)
     add.add_get("/dns/query", _dns_query)
     add.add_post("/cache/dns/flush", _flush)
     add.add_post("/cache/fakeip/flush", _flush_fake_names)
+    for (method, path), reason in REFUSED.items():
+        add.add_route(method, path, _refusing(reason))
 
 
 async def _ask(request: web.Request, question: Request, timeout: float = ASK_TIMEOUT) -> Reply:
@@ -96,7 +117,12 @@ def _done(reply: Reply) -> web.Response:
 
 async def _body(request: web.Request) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(await request.read() or b"{}", type=dict[str, Any])
+        async with asyncio.timeout(BODY_TIMEOUT):
+            text = await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="the body does not come") from None
+    try:
+        return msgspec.json.decode(text or b"{}", type=dict[str, Any])
     except msgspec.MsgspecError:
         raise web.HTTPBadRequest(text="Body invalid") from None
 
@@ -129,7 +155,7 @@ async def _change_configs(request: web.Request) -> web.Response:
     refused = [name for name, value in wanted.items() if str(now.get(name)).lower() != str(value).lower()]
     if refused:
         return _json({"message": f"{', '.join(refused)}: change the configuration and reload the engine"}, 400)
-    level = LOG_LEVELS.get(level.lower(), level.lower()) if level is not None else None
+    level = values.log_level(level) if level is not None else None
     done = await _ask(request, Change(mode or None, level), RELOAD_TIMEOUT)
     if level is not None and done.error is None:
         set_log_level(level)
@@ -173,10 +199,7 @@ async def _select(request: web.Request) -> web.Response:
 async def _test(request: web.Request, tag: str) -> tuple[int | None, str]:
     """Milliseconds, or why the test failed."""
     url = request.query.get("url") or DELAY_URL
-    try:
-        timeout = float(request.query.get("timeout", DELAY_TIMEOUT)) / 1000
-    except ValueError:
-        raise web.HTTPBadRequest(text="timeout is no number") from None
+    timeout = max(streams.number(request, "timeout", DELAY_TIMEOUT), 1.0) / 1000
     reply = await _ask(request, TestDelay(tag, url, timeout), timeout + ASK_TIMEOUT)
     done = _there(reply.delay)
     return (max(1, round(done.seconds * 1000)), "") if done.seconds is not None else (None, done.error)
@@ -210,15 +233,23 @@ async def _rules(request: web.Request) -> web.Response:
 
 
 async def _rule_providers(request: web.Request) -> web.Response:
-    rule_sets = (await _rules_status(request)).rule_sets
-    return _json(
-        {
-            "providers": {
-                tag: {"name": tag, "type": "Rule", "vehicleType": "File", "behavior": "Classical", "ruleCount": count}
-                for tag, count in rule_sets.items()
-            }
-        }
-    )
+    return _json({"providers": values.rule_providers(await _rules_status(request))})
+
+
+async def _rule_provider(request: web.Request) -> web.Response:
+    found = values.rule_providers(await _rules_status(request)).get(request.match_info["name"])
+    return _json(found) if found is not None else await _not_found(request)
+
+
+async def _not_found(request: web.Request) -> web.Response:
+    return _json({"message": NOT_FOUND}, 404)
+
+
+def _refusing(reason: str) -> Handler:
+    async def refuse(request: web.Request) -> web.Response:
+        return _json({"message": reason}, 501)
+
+    return refuse
 
 
 async def _no_providers(request: web.Request) -> web.Response:

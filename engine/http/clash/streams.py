@@ -1,28 +1,35 @@
 """What changes by the second: answered once, or again and again over a websocket, or as lines of a response without end."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import WSCloseCode, hdrs, web
 
 from engine.flows import live_flows
 from engine.http.channel import Closed, Engine
 from engine.http.clash import values
-from engine.http.state import ENGINE
+from engine.http.door import SEND_TIMEOUT
+from engine.http.latest import Latest
+from engine.http.state import DOOR, ENGINE
 from engine.requests import FollowLog, ListFlows, Measure, Measurement
+from shared.log import LEVELS
 
-__all__ = ["connections", "logs", "memory", "traffic"]
+__all__ = ["connections", "logs", "memory", "number", "set_up", "traffic"]
 
 INTERVAL = 1.0  # seconds
 INTERVAL_MIN = 0.1
 STREAMS_MAX = 64
 """Streams at a time; one more is refused."""
 ASK_TIMEOUT = 10.0  # seconds
+RECEIVED_MAX = 4096
+"""Bytes of a websocket's message to us: dashboards send none."""
 LOG_TIMEOUT = 20.0  # seconds; the master waits ten for a line
 STREAMS: web.AppKey[set[object]] = web.AppKey("streams", set)
+CONNECTIONS: web.AppKey[Latest[bytes]] = web.AppKey("connections", Latest)
 
 _encode = msgspec.json.encode
 
@@ -70,21 +77,28 @@ async def memory(request: web.Request) -> web.StreamResponse:
     return await _stream(request, messages())
 
 
+def set_up(app: web.Application) -> None:
+    """Give an application what its streams share."""
+    engine = app[ENGINE]
+    app[STREAMS] = set()
+    app[CONNECTIONS] = Latest(lambda: _connections_now(engine), INTERVAL_MIN)
+
+
+async def _connections_now(engine: Engine) -> bytes:
+    flows = (await engine.ask(ListFlows(), timeout=ASK_TIMEOUT)).flows or ()
+    return _encode(values.connections(live_flows(flows), await measured(engine)))
+
+
 async def connections(request: web.Request) -> web.StreamResponse:
     """GET /connections: all live flows; over a websocket again every `interval` milliseconds."""
-    engine = request.app[ENGINE]
-
-    async def now() -> Any:
-        flows = (await engine.ask(ListFlows(), timeout=ASK_TIMEOUT)).flows or ()
-        return values.connections(live_flows(flows), await measured(engine))
-
     if not _is_websocket(request):
-        return web.json_response(body=_encode(await now()))
-    interval = max(_number(request, "interval", INTERVAL * 1000) / 1000, INTERVAL_MIN)
+        return web.json_response(body=await _connections_now(request.app[ENGINE]))
+    interval = max(number(request, "interval", INTERVAL * 1000) / 1000, INTERVAL_MIN)
+    latest = request.app[CONNECTIONS]
 
     async def messages() -> AsyncIterator[Any]:
         while True:
-            yield await now()
+            yield msgspec.Raw(await latest.get())
             await asyncio.sleep(interval)
 
     return await _stream(request, messages())
@@ -93,7 +107,9 @@ async def connections(request: web.Request) -> web.StreamResponse:
 async def logs(request: web.Request) -> web.StreamResponse:
     """GET /logs: lines from `level` on as they come."""
     engine = request.app[ENGINE]
-    level = request.query.get("level", "info")
+    level = values.log_level(request.query.get("level", "info"))
+    if level not in LEVELS:
+        raise web.HTTPBadRequest(text=f"there is no level {level}, but {', '.join(LEVELS)}")
     structured = request.query.get("format") == "structured"
 
     async def messages() -> AsyncIterator[Any]:
@@ -111,11 +127,15 @@ async def logs(request: web.Request) -> web.StreamResponse:
     return await _stream(request, messages())
 
 
-def _number(request: web.Request, name: str, default: float) -> float:
+def number(request: web.Request, name: str, default: float) -> float:
+    """Return a number of the query. Raises HTTPBadRequest."""
     try:
-        return float(request.query.get(name, default))
+        found = float(request.query.get(name, default))
     except ValueError:
-        raise web.HTTPBadRequest(text=f"{name} is no number") from None
+        found = math.nan
+    if not math.isfinite(found):
+        raise web.HTTPBadRequest(text=f"{name} is no number")
+    return found
 
 
 def _is_websocket(request: web.Request) -> bool:
@@ -126,6 +146,7 @@ async def _stream(request: web.Request, messages: AsyncIterator[Any]) -> web.Str
     """Send every message until the other side is gone."""
     running = request.app[STREAMS]
     if len(running) >= STREAMS_MAX:
+        request.app[DOOR].refused["streams"] += 1
         raise web.HTTPServiceUnavailable(text=f"there are {STREAMS_MAX} streams already")
     running.add(messages)
     try:
@@ -137,29 +158,55 @@ async def _stream(request: web.Request, messages: AsyncIterator[Any]) -> web.Str
 
 
 async def _over_websocket(request: web.Request, messages: AsyncIterator[Any]) -> web.WebSocketResponse:
-    socket = web.WebSocketResponse(heartbeat=30.0, compress=False)
+    socket = web.WebSocketResponse(heartbeat=30.0, compress=False, max_msg_size=RECEIVED_MAX)
     await socket.prepare(request)
-    sending = asyncio.ensure_future(_send_all(socket.send_str, messages))
+
+    async def send(message: bytes) -> None:
+        await socket.send_str(message.decode())
+
+    sending = asyncio.ensure_future(_send_all(request, send, messages))
+    receiving = asyncio.ensure_future(_receive_all(socket))
     try:
-        async for _ in socket:  # what dashboards send means nothing; the end of it is the end
-            pass
+        # Either may end: there are no more messages, as the engine is gone, or the reader is.
+        await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
     finally:
-        sending.cancel()
-        with suppress(asyncio.CancelledError, ConnectionError, TimeoutError, Closed):
-            await sending
-        await socket.close()
+        for task in (sending, receiving):
+            task.cancel()
+            with suppress(asyncio.CancelledError, ConnectionError, TimeoutError, Closed):
+                await task
+        with suppress(ConnectionError):
+            await socket.close(code=WSCloseCode.GOING_AWAY)
     return socket
 
 
-async def _send_all(send: Callable[[str], Awaitable[None]], messages: AsyncIterator[Any]) -> None:
+async def _receive_all(socket: web.WebSocketResponse) -> None:
+    """Wait for the end. What dashboards send means nothing."""
+    async for _ in socket:
+        pass
+
+
+async def _send_all(
+    request: web.Request, send: Callable[[bytes], Awaitable[None]], messages: AsyncIterator[Any]
+) -> None:
+    """Send every message. A reader that does not take one within SEND_TIMEOUT is given up."""
     async for message in messages:
-        await send(_encode(message).decode())
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await send(_encode(message))
+        except TimeoutError:
+            request.app[DOOR].refused["slow"] += 1
+            if request.transport is not None:
+                request.transport.abort()
+            return
 
 
 async def _as_lines(request: web.Request, messages: AsyncIterator[Any]) -> web.StreamResponse:
     response = web.StreamResponse(headers={hdrs.CONTENT_TYPE: "application/json"})
     await response.prepare(request)
+
+    async def send(message: bytes) -> None:
+        await response.write(message + b"\n")
+
     with suppress(ConnectionError, TimeoutError, Closed):
-        async for message in messages:
-            await response.write(_encode(message) + b"\n")
+        await _send_all(request, send, messages)
     return response

@@ -8,7 +8,19 @@ from engine.flows import LiveFlow
 from engine.requests import EngineStatus, LogLine, Measurement, OutboundStatus, RulesStatus
 from shared.metrics import Cell
 
-__all__ = ["GLOBAL", "configs", "connections", "log_line", "memory", "proxies", "proxy", "rules", "totals"]
+__all__ = [
+    "GLOBAL",
+    "configs",
+    "connections",
+    "log_level",
+    "log_line",
+    "memory",
+    "proxies",
+    "proxy",
+    "rule_providers",
+    "rules",
+    "totals",
+]
 
 GLOBAL = "GLOBAL"
 """The group of everything that dashboards expect; here it shows where flows go that no rule takes."""
@@ -22,6 +34,15 @@ KINDS = {
     "urltest": "URLTest",
     "fallback": "Fallback",
 }
+
+
+LOG_LEVELS = {"trace": "debug", "warn": "warning", "fatal": "error", "panic": "error", "silent": "error"}
+"""What sing-box and Clash call a level -> what it is here."""
+
+
+def log_level(name: str) -> str:
+    """Return a level of sing-box or Clash by its name here; what is none is returned as it is."""
+    return LOG_LEVELS.get(name.lower(), name.lower())
 
 
 def _stamp(seconds: float) -> str:
@@ -109,6 +130,14 @@ def rules(status: RulesStatus) -> list[dict[str, Any]]:
     ]
     last = {"index": len(found), "type": "Match", "payload": "", "proxy": status.final, "size": -1, "origin": ""}
     return [*found, last]
+
+
+def rule_providers(status: RulesStatus) -> dict[str, dict[str, Any]]:
+    """GET /providers/rules, by tag: the rule-sets."""
+    return {
+        tag: {"name": tag, "type": "Rule", "vehicleType": "File", "behavior": "Classical", "ruleCount": count}
+        for tag, count in status.rule_sets.items()
+    }
 
 
 def _camel(name: str) -> str:
