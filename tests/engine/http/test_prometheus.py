@@ -11,6 +11,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from engine.http.door import Door
 from engine.http.prometheus import MetricsOf
 from shared.metrics import CELLS, OUTBOUNDS_MAX, Cell, Histogram, OutboundCell, UdpState, observe, outbound_at
 from tests.engine.http.measurement import Rows
@@ -174,7 +175,7 @@ def test_process_without_a_known_size_is_left_out() -> None:
 
 def test_names_and_labels_keep_the_contract() -> None:
     """Prefix, base units, _total on counters; labels few and bounded."""
-    text = exposition.generate_latest(MetricsOf(busy().measure("a", "b")))
+    text = exposition.generate_latest(MetricsOf(busy().measure("a", "b"), Door().families()))
     for family in parse(text.decode()):
         assert re.fullmatch(r"tunloom_[a-z_]+", family.name)
         assert family.documentation.endswith(".")
@@ -208,12 +209,12 @@ def test_openmetrics_is_valid_and_says_the_same() -> None:
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian package prometheus)")
 def test_promtool_has_nothing_to_object() -> None:
-    text = exposition.generate_latest(MetricsOf(busy().measure("a", "b", 'c d/é"\n')))
+    text = exposition.generate_latest(MetricsOf(busy().measure("a", "b", 'c d/é"\n'), Door().families()))
     done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_every_metric_is_documented_and_no_other() -> None:
     documented = set(re.findall(r"`(tunloom_\w+)`", (Path(__file__).parents[3] / "docs/monitoring.md").read_text()))
-    families = parse(exposition.generate_latest(MetricsOf(busy().measure("a"))).decode())
+    families = parse(exposition.generate_latest(MetricsOf(busy().measure("a"), Door().families())).decode())
     assert documented == {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
