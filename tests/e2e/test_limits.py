@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.cgroup import memory_cgroup
-from tests.support.engine import running_engine
-from tests.support.netns import TARGET_V4, Topology, wait_until
+from tests.support.engine import ENGINE, running_engine
+from tests.support.netns import OTHER_TARGET_V4, PROXY_V4, TARGET_V4, Topology, wait_until
 from tests.support.sockets import connect, flow, listening, pseudo_random, receive
 from tests.support.upstreams import embedded
 
@@ -50,6 +50,37 @@ def test_few_files(net: Topology, run_dir: Path) -> None:
         # A program that is kept waiting sends again: one SYN more, or a segment that has arrived already.
         assert worker.drops["flow_limit"] >= 201
         assert worker.drops.keys() <= {"flow_limit", "out_of_window", "stale"}
+
+
+def test_few_local_ports(net: Topology, run_dir: Path) -> None:
+    with net.client.entered():
+        Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40031")
+    with (
+        embedded(net.internet) as url,
+        running_engine(net.client, run_dir, proxy=url) as engine,
+        listening(net, TARGET_V4) as server,
+        listening(net, OTHER_TARGET_V4) as other,
+    ):
+        flows = []
+        with pytest.raises(OSError, match="Network is unreachable"):
+            while len(flows) < 64:
+                flows.append(flow(net, (server, other)[len(flows) % 2]))  # whose ports do not run out
+        assert 16 < len(flows) <= 32
+        assert sum(worker.no_local_port for worker in engine.status().workers) >= 1
+        assert f"no local port is left for one more connection to {PROXY_V4} port 1080" in engine.log
+        assert "connections found no local port" in net.client.run(*ENGINE, "status", "--run-dir", str(run_dir))
+        for app, peer in flows:
+            app.sendall(b"the old ones live on")
+            assert receive(peer, 20) == b"the old ones live on"
+            app.close()
+            peer.close()
+        with net.client.entered():
+            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40999")
+        app, peer = flow(net, server)
+        app.close()
+        peer.close()
+        with net.client.entered():
+            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40031")
 
 
 @pytest.mark.parametrize("direction", ["down", "up"])
