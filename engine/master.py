@@ -78,10 +78,6 @@ log = logging.getLogger(__name__)
 ready_log = logging.getLogger(READY)
 """Of the one line that says that packets flow: `engine start` prints it whatever the level of the log is."""
 
-SLOTS = 512
-"""Packets above 2 KiB that may be on their way to workers, 68 KiB of (not yet touched) memory each."""
-RING_ENTRIES = 1024
-"""Packets that may wait for one worker."""
 EXPIRE_INTERVAL = 5.0  # seconds between looks for fragments whose time is up
 
 
@@ -154,7 +150,7 @@ class _Master:
 
         self.tun = options.tun or open_tun(config.tun.interface_name, mtu=config.tun.mtu, offload=config.tun.offload)
         undo.callback(self.tun.close)
-        layout = PoolLayout(options.workers, SLOTS, RING_ENTRIES)
+        layout = PoolLayout(options.workers, config.queues.large_packets, config.queues.packets)
         self.pool = Pool.create(layout)
         undo.callback(self.pool.close)
         network_kind = Network if options.tun is None else PrivateNetwork

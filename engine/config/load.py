@@ -16,8 +16,8 @@ from engine.config.build.tun import build_tun, dns_addresses, the_tun
 from engine.config.decode import decode
 from engine.config.dialect import Array, DialectError, Object, decode_text, parse, tags_in
 from engine.config.legacy import fold_keys, migrate
-from engine.config.model import CacheConfig, EngineConfig, LogConfig
-from engine.config.options.engine import StackOptions, UdpOptions
+from engine.config.model import CacheConfig, EngineConfig, LogConfig, QueueConfig
+from engine.config.options.engine import QueueOptions, StackOptions, UdpOptions
 from engine.config.options.outbound import HttpOptions as HttpProxyOptions
 from engine.config.options.outbound import SocksOptions
 from engine.config.options.route import ExperimentalOptions, FileOptions, LogOptions
@@ -156,6 +156,7 @@ def _load(tree: Object, problems: Problems, machine: Machine, files: list[str]) 
         policy=Policy(outbounds=_default_first(outbounds.configs, outbounds.default), route=routes, dns=dns),
         tun=tun_config,
         log=_log(options.log, engine.log_format),
+        queues=_queues(engine.queues),
         stack=_stack(engine.stack),
         udp=_udp(engine.udp, tun.udp_timeout if tun is not None else 300.0),
         workers=engine.workers,
@@ -285,6 +286,10 @@ def _cache(options: ExperimentalOptions) -> CacheConfig | None:
     if not cache.enabled:
         return None
     return CacheConfig(path=cache.path or None, cache_id=cache.cache_id or None, store_fakeip=cache.store_fakeip)
+
+
+def _queues(options: QueueOptions) -> QueueConfig:
+    return QueueConfig(packets=1 << (options.packets - 1).bit_length(), large_packets=options.large_packets)
 
 
 def _stack(options: StackOptions) -> StackConfig:

@@ -7,7 +7,7 @@ import msgspec
 from engine.http import HttpOptions
 from shared.config import Policy, StackConfig, UdpConfig
 
-__all__ = ["CacheConfig", "EngineConfig", "LogConfig", "TunConfig"]
+__all__ = ["CacheConfig", "EngineConfig", "LogConfig", "QueueConfig", "TunConfig"]
 
 DEFAULT_ADDRESSES = ("198.18.0.1/30", "fdfe:dcba:9876::1/126")
 """The tun's own: of the benchmarking range (RFC 2544), which no LAN and no container network uses, and a unique local one."""
@@ -56,6 +56,15 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: bool = True
 
 
+class QueueConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Packets that are on their way from the tun to the workers."""
+
+    packets: int = 1024
+    """That may wait for one worker; a power of two."""
+    large_packets: int = 512
+    """Above 2 KiB, for all workers, 68 KiB of (not yet touched) memory each."""
+
+
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept across a restart, beside the mode and what was chosen in selectors."""
 
@@ -71,6 +80,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy
     tun: TunConfig = TunConfig()
     log: LogConfig = LogConfig()
+    queues: QueueConfig = QueueConfig()
     stack: StackConfig = StackConfig(mtu=65535, offload=False)
     """Limits; mtu and offload are set when the tun is open."""
     udp: UdpConfig = UdpConfig()

@@ -1,6 +1,7 @@
 """Little memory and few files: the engine says so, carries what it can, and refuses the rest at once."""
 
 import hashlib
+import json
 import signal
 import subprocess
 import threading
@@ -81,6 +82,31 @@ def test_few_local_ports(net: Topology, run_dir: Path) -> None:
         peer.close()
         with net.client.entered():
             Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40031")
+
+
+def test_small_queues(net: Topology, run_dir: Path, tmp_path: Path) -> None:
+    """What finds them full is dropped and comes again."""
+    config = tmp_path / "config.json"
+    proxy = {"type": "socks", "tag": "proxy", "server": PROXY_V4, "server_port": 1080}
+    config.write_text(json.dumps({"outbounds": [proxy], "engine": {"queues": {"packets": 64, "large_packets": 32}}}))
+    text = pseudo_random(2 * MIB)
+    with (
+        embedded(net.internet),
+        running_engine(net.client, run_dir, "-c", str(config)) as engine,
+        listening(net, TARGET_V4) as server,
+        ThreadPoolExecutor(32) as pool,
+    ):
+        assert engine.status().pool_slots == 32
+        flows = [flow(net, server) for _ in range(16)]
+        for app, peer in flows:
+            app.settimeout(60)
+            peer.settimeout(60)
+            pool.submit(app.sendall, text)
+        arrived = [pool.submit(receive, peer, len(text)) for _, peer in flows]
+        assert [future.result() == text for future in arrived] == [True] * len(flows)
+        for app, peer in flows:
+            app.close()
+            peer.close()
 
 
 @pytest.mark.parametrize("direction", ["down", "up"])

@@ -6,7 +6,7 @@ from engine.config.decode import Options
 from engine.config.fields import Duration, Read, integer
 from engine.http.listen import ListenError, parse_listen
 
-__all__ = ["WORKERS_MAX", "EngineOptions", "StackOptions", "UdpOptions"]
+__all__ = ["WORKERS_MAX", "EngineOptions", "QueueOptions", "StackOptions", "UdpOptions"]
 
 WORKERS_MAX = 64
 
@@ -55,6 +55,15 @@ class StackOptions(Options, frozen=True, kw_only=True):
     """A flow closed on one side may stay silent for so long."""
 
 
+class QueueOptions(Options, frozen=True, kw_only=True):
+    """Packets that are on their way from the tun to the workers; beyond them packets are dropped and counted."""
+
+    packets: Annotated[int, _count(64, 32_768, "a number of packets")] = 1024
+    """Those that may wait for one worker (ring_full), 2 KiB of memory each; the next power of two."""
+    large_packets: Annotated[int, _count(32, 16_384, "a number of packets")] = 512
+    """Those above 2 KiB, for all workers (pool_empty), 68 KiB of memory each."""
+
+
 class UdpOptions(Options, frozen=True, kw_only=True):
     """Limits of UDP relaying of each worker."""
 
@@ -83,5 +92,6 @@ class EngineOptions(Options, frozen=True, kw_only=True):
     """Port 53 goes to the DNS servers of this file when no rule speaks of DNS; false: such flows are flows like others."""
     rule_set_dir: str = "/var/lib/tunloom/rule-sets"
     """Where the files of remote rule-sets stand, as TAG.srs or TAG.json."""
+    queues: QueueOptions = QueueOptions()
     stack: StackOptions = StackOptions()
     udp: UdpOptions = UdpOptions()

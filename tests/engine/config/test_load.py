@@ -146,10 +146,12 @@ def test_the_engine_key(load: Load) -> None:
         engine={
             "workers": 3, "offload": "tso", "run_dir": "/run/x", "log_format": "json", "metrics": "off", "kill_switch": True,
             "stack": {"max_tcp_flows": 77, "keepalive_idle": "1h"}, "udp": {"max_associations": 9},
+            "queues": {"packets": 3000, "large_packets": 600},
         }
     )  # fmt: skip
     assert (config.workers, config.tun.offload, config.run_dir, config.log.format) == (3, "tso", "/run/x", "json")
     assert (config.http, config.kill_switch) == (None, True)
+    assert (config.queues.packets, config.queues.large_packets) == (4096, 600)
     assert (config.stack.max_tcp_flows, config.stack.keepalive_idle, config.udp.max_associations) == (77, 3600.0, 9)
 
 
@@ -163,6 +165,7 @@ def test_the_engine_key(load: Load) -> None:
         ({"stack": {"max_flows": 5}}, 'did you mean "max_tcp_flows"'),
         ({"kill_switch": 1}, "true or false"),
         ({"stack": 5}, "an object in { }"),
+        ({"queues": {"packets": 63}}, "a number of packets from 64 to 32768"),
     ],
 )
 def test_the_engine_key_is_checked(errors: Any, engine: dict[str, Any], part: str) -> None:
