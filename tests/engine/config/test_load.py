@@ -165,7 +165,7 @@ def test_the_engine_key(load: Load) -> None:
         ({"stack": {"max_flows": 5}}, 'did you mean "max_tcp_flows"'),
         ({"kill_switch": 1}, "true or false"),
         ({"stack": 5}, "an object in { }"),
-        ({"queues": {"packets": 63}}, "a number of packets from 64 to 32768"),
+        ({"queues": {"packets": 63}}, "a number of packets is a number from 64 to 32768"),
     ],
 )
 def test_the_engine_key_is_checked(errors: Any, engine: dict[str, Any], part: str) -> None:
