@@ -12,7 +12,7 @@ from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.netconf import Network
 from engine.reload import Reloader
-from engine.requests import EngineStatus, Measurement, WorkerStatus
+from engine.requests import EngineStatus, Measurement, NetworkEvent, NetworkStatus, WayOut, WorkerStatus
 from engine.supervisor import Supervisor
 from engine.tun import TunDevice
 from shared.metrics import DROPS, Cell, Counters, cells_used
@@ -92,6 +92,7 @@ class Inspector:
             http_restarts=self.http.restarts if self.http is not None else 0,
             http_memory=memory.get(self._http_pid) if self._http_pid is not None else None,
             workers=[self._worker_status(i, memory) for i in range(self._pool.layout.workers)],
+            network=_network_status(self._network),
         )
 
     async def measurement(self) -> Measurement:
@@ -145,6 +146,17 @@ class Inspector:
             self._memory_until = now + MEMORY_AGE
             self._memory = await asyncio.to_thread(lambda: {pid: _proportional_set_size(pid) for pid in pids})
         return self._memory
+
+
+def _network_status(network: Network) -> NetworkStatus:
+    return NetworkStatus(
+        ways_out=[
+            WayOut(family=family, interface=interface, gateway=gateway, addresses=addresses)
+            for family, (interface, gateway, addresses) in network.ways_out.items()
+        ],
+        events=[NetworkEvent(time=event.time, kind=event.kind, text=event.text) for event in network.events.events],
+        counts=dict(network.events.counts),
+    )
 
 
 def _drops(row: Counters) -> dict[str, int]:

@@ -24,6 +24,8 @@ __all__ = [
     "LogPart",
     "Measure",
     "Measurement",
+    "NetworkEvent",
+    "NetworkStatus",
     "OutboundStatus",
     "Reload",
     "Reloaded",
@@ -36,6 +38,7 @@ __all__ = [
     "Status",
     "Stop",
     "TestDelay",
+    "WayOut",
     "WorkerStatus",
 ]
 
@@ -192,6 +195,39 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     """Reason -> packets, without the zeros."""
 
 
+class WayOut(msgspec.Struct, kw_only=True):
+    """Where this machine leaves by itself for what no other route takes."""
+
+    family: int
+    """4 or 6."""
+    interface: str
+    gateway: str
+    """Empty on a point-to-point link."""
+    addresses: list[str]
+    """Of the interface, with prefix length."""
+
+
+class NetworkEvent(msgspec.Struct, kw_only=True):
+    """Something that happened to this machine's network while the engine runs."""
+
+    time: float
+    """Unix time."""
+    kind: str
+    """One of engine.netconf.events.KINDS."""
+    text: str
+
+
+class NetworkStatus(msgspec.Struct, kw_only=True):
+    """How this machine is connected beside the tun, and what has happened."""
+
+    ways_out: list[WayOut] = []
+    """Empty also where the engine does not look (macOS, `engine run`)."""
+    events: list[NetworkEvent] = []
+    """The last ones, oldest first."""
+    counts: dict[str, int] = {}
+    """Kind -> events since the start."""
+
+
 class EngineStatus(msgspec.Struct, kw_only=True):
     """The whole engine."""
 
@@ -234,6 +270,7 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     http_restarts: int
     http_memory: int | None
     workers: list[WorkerStatus]
+    network: NetworkStatus = msgspec.field(default_factory=NetworkStatus)
 
 
 class Measurement(msgspec.Struct, kw_only=True):

@@ -1,12 +1,17 @@
 """`engine status` for people."""
 
+from time import localtime, strftime
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.requests import EngineStatus, WorkerStatus
+from engine.requests import EngineStatus, NetworkStatus, WorkerStatus
 
 __all__ = ["print_status"]
+
+EVENTS_SHOWN = 8
+"""Of the network; all that are remembered are in `--json`."""
 
 
 def print_status(status: EngineStatus) -> None:
@@ -25,6 +30,7 @@ def print_status(status: EngineStatus) -> None:
         f"{status.guardian_restarts} restarts; kill switch: {'closed' if status.kill_switch else 'not used'}; "
         f"memory: {_memory(status)}"
     )
+    _print_network(console, status.network)
     table = Table(box=None, padding=(0, 1, 0, 0))
     for title in ("#", "pid", "state", "restarts", "TCP", "UDP", "in", "out", "dropped"):
         numeric = title not in ("state", "dropped")
@@ -53,6 +59,18 @@ def print_status(status: EngineStatus) -> None:
         f"{_sum(workers, 'connect_failed'):,} connects failed, {_sum(workers, 'tcp_retransmits'):,} retransmits, "
         f"{_bytes(_sum(workers, 'bytes_out'))} to applications"
     )
+
+
+def _print_network(console: Console, network: NetworkStatus) -> None:
+    """Where the machine leaves by itself, and what has happened there."""
+    ways = [
+        f"IPv{way.family} by {way.interface}{f' ({way.gateway})' if way.gateway else ''} as {', '.join(way.addresses) or '?'}"
+        for way in network.ways_out
+    ]
+    if ways:
+        console.print(f"past the tun: {escape('; '.join(ways))}")
+    for event in network.events[-EVENTS_SHOWN:]:
+        console.print(f"{strftime('%Y-%m-%d %H:%M:%S', localtime(event.time))} {escape(event.text)}")
 
 
 def _sum(workers: list[WorkerStatus], field: str) -> int:

@@ -107,6 +107,12 @@ class MetricsOf(Collector):
             "Hosts that were led into the tun again to make room for others.",
             self._status.bypass_evictions,
         )
+        events = CounterMetricFamily(
+            "tunloom_network_events", "What has happened to this machine's network, by kind.", labels=("kind",)
+        )
+        for kind, count in status.network.counts.items():
+            events.add_metric((kind,), count)
+        yield events
         yield _counter("guardian_restarts", "Times that the guardian was replaced.", status.guardian_restarts)
         up = GaugeMetricFamily("tunloom_worker_up", "1 while the worker runs.", labels=("worker",))
         restarts = CounterMetricFamily(

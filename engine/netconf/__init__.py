@@ -22,6 +22,9 @@ bypass    lets single hosts leave beside the tun, at any time
 guardian  restores the network when the master is gone
 keeper    keeps one guardian alive
 watch     tells when somebody sets the tun down, and up again
+surroundings, picture, rtnetlink    tell what others change, of ours and of the machine's own network
+upkeep    makes again what others have removed, and keeps the kill switch true to the local networks
+events    remembers what has happened, for `engine status`
 survey    what others have made, for `engine doctor`
 network   the master's front: `Network`; `repair_network` for `engine repair`
 """
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
     from engine.netconf.network import Network, repair_network
     from engine.netconf.plan import NetworkPlan
+    from engine.netconf.upkeep import Upkeep
 
 __all__ = [
     "EXIT_NOT_PERMITTED",
@@ -75,8 +79,8 @@ class Changes(Protocol):
     def apply(self, plan: "NetworkPlan", run_dir: "Path", *, guard_fd: int | None = None) -> list[str]:
         """Make the changes of `plan`."""
 
-    def renew(self, run_dir: "Path", *, guard_fd: int | None = None) -> int:
-        """Make again what was lost."""
+    def renew(self, run_dir: "Path", *, guard_fd: int | None = None) -> list[str]:
+        """Make again what was lost; return the names of what was."""
 
     def undo(self, run_dir: "Path", *, hold: bool = False) -> int:
         """Undo what the journal holds."""
@@ -95,6 +99,8 @@ class Front(NamedTuple):
     add_bypass: "Callable[[Path, Iterable[str]], int]"
     remove_bypass: "Callable[[Path, Iterable[str]], None]"
     watch: Callable[..., Watch]
+    upkeep: "type[Upkeep] | None"
+    """None where `watch` sees to it all (macOS)."""
     egress: Callable[[str], tuple[int, int] | None]
     build_plan: "Callable[..., NetworkPlan]"
 
@@ -117,7 +123,7 @@ def front() -> Front:
         from engine.netconf.darwin_plan import build_darwin_plan
         from engine.netconf.darwin_watch import RouteWatch, egress
 
-        return Front(add_bypass, remove_bypass, RouteWatch, egress, build_darwin_plan)
-    from engine.netconf import bypass, plan, watch
+        return Front(add_bypass, remove_bypass, RouteWatch, None, egress, build_darwin_plan)
+    from engine.netconf import bypass, plan, upkeep, watch
 
-    return Front(bypass.add_bypass, bypass.remove_bypass, watch.LinkWatch, watch.egress, plan.build_plan)
+    return Front(bypass.add_bypass, bypass.remove_bypass, watch.LinkWatch, upkeep.Upkeep, watch.egress, plan.build_plan)

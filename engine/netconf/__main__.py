@@ -2,7 +2,8 @@
 
 apply   reads a NetworkPlan as JSON from standard input; prints remarks, one a line. `--guard-fd N` is the reading end of a
         pipe whose writer is the master: once that is gone, nothing is changed any more.
-renew   makes again what the kernel took away while the tun was down; prints the number of changes made. `--guard-fd` too.
+renew   makes again what the kernel took away while the tun was down, and what other programs have removed; prints the name of
+        each, one a line. `--guard-fd` too.
 undo    restores what the journal holds, and prints the number of changes undone; harmless when repeated. `--hold` leaves a
         kill switch closed.
 
@@ -40,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
             for remark in network.apply(plan, options.run_dir, guard_fd=options.guard_fd):
                 print(remark)
         elif options.command == "renew":
-            print(network.renew(options.run_dir, guard_fd=options.guard_fd))
+            for made in network.renew(options.run_dir, guard_fd=options.guard_fd):
+                print(made)
         else:
             print(network.undo(options.run_dir, hold=options.hold))
     except msgspec.MsgspecError as error:

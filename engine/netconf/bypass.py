@@ -8,11 +8,11 @@ from pathlib import Path
 
 from engine.netconf import NetworkError
 from engine.netconf.journal import Journal, open_journal
-from engine.netconf.kill_switch import admit, dismiss
+from engine.netconf.kill_switch import admit, dismiss, set_local
 from engine.netconf.plan import Bypass, Family, KillSwitch, Route, plan_bypass
 from engine.netconf.throw import ThrowRoutes, open_throw_routes
 
-__all__ = ["BYPASS_MAX", "add_bypass", "remove_bypass"]
+__all__ = ["BYPASS_MAX", "add_bypass", "follow_local_networks", "remove_bypass", "still_wanted"]
 
 BYPASS_MAX = 4096
 """Hosts at a time; beyond it the ones that were added first go back into the tun."""
@@ -56,6 +56,19 @@ def remove_bypass(run_dir: Path, addresses: Iterable[str]) -> None:
                 _remove(journal, routes, [(bypass, present[bypass]) for bypass in wanted if bypass in present])
         except OSError as error:
             raise NetworkError(f"A host cannot be led into the tun again: {error.strerror}.") from error
+
+
+def still_wanted(run_dir: Path, bypasses: Iterable[Bypass]) -> bool:
+    """Whether any of these is to be there; somebody else has removed it, then. Raises NetworkError."""
+    with open_journal(run_dir, create=False) as journal:
+        return journal is not None and not _present(journal).keys().isdisjoint(bypasses)
+
+
+def follow_local_networks(run_dir: Path, prefixes: Iterable[str]) -> None:
+    """Let the kill switch, if one is closed, pass what is for these networks, and no others. Raises NetworkError."""
+    with open_journal(run_dir, create=False) as journal:
+        if journal is not None and _kill_switch(journal) is not None:
+            set_local(prefixes, journal.fileno())
 
 
 def _plan(journal: Journal, addresses: Iterable[str]) -> list[Bypass]:

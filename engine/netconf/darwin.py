@@ -82,41 +82,49 @@ def _without_ipv6(plan: NetworkPlan) -> tuple[NetworkPlan, list[str]]:
     return msgspec.structs.replace(plan, addresses=addresses), [remark]
 
 
-def renew(run_dir: Path, *, guard_fd: int | None = None) -> int:
-    """Follow the machine to its present network: return the number of changes made.
+def renew(run_dir: Path, *, guard_fd: int | None = None) -> list[str]:
+    """Follow the machine to its present network: return the names of the changes made.
 
     Hosts that leave beside the tun do so by the default route of now, routes into the tun that were lost are made again, and
     network services that have appeared get our name servers. Raises NetworkError.
     """
     with open_journal(run_dir, create=False) as journal:
         if journal is None or journal.owner is None:
-            return 0
+            return []
         refuse_without_master(guard_fd)
         with open_kernel() as kernel:
             return _renew(kernel, journal, journal.owner)
 
 
-def _renew(kernel: DarwinKernel, journal: Journal, owner: Owner) -> int:
-    count = 0
+def _renew(kernel: DarwinKernel, journal: Journal, owner: Owner) -> list[str]:
+    made = []
     for number, change in tuple(journal.pending.items()):
         if isinstance(change, HostRoute):
             now = as_host_route(change.address, change.family, kernel.default_route(change.family, owner.index))
             if now == change:
-                count += kernel.make_if_missing(change, owner.interface)
+                is_made = kernel.make_if_missing(change, owner.interface)
             else:
                 # The new one has the old one's place in the kernel's table: the old one must go before.
                 kernel.revert(change, owner.interface)
                 journal.settle(number)
                 _make_recorded(kernel, journal, now, owner.interface)
-                count += 1
-        elif isinstance(change, TunAddress | TunRoute):
-            count += kernel.make_if_missing(change, owner.interface)
+                is_made = True
+            made += [f"the route that lets {change.address} bypass the tun"] if is_made else []
+        elif isinstance(change, TunAddress | TunRoute) and kernel.make_if_missing(change, owner.interface):
+            made.append(_name_of(change))
     settings = [change for change in journal.pending.values() if isinstance(change, NameServers)]
     if settings:
-        count += _take_name_servers(
+        count = _take_name_servers(
             kernel, journal, settings[0].after, owner.interface, known={change.service for change in settings}
         )
-    return count
+        made += ["the name servers of a network service"] * count
+    return made
+
+
+def _name_of(change: TunAddress | TunRoute) -> str:
+    if isinstance(change, TunRoute):
+        return f"the route to {change.destination}"
+    return f"the address {change.address} of the tun"
 
 
 def undo(run_dir: Path, *, hold: bool = False) -> int:

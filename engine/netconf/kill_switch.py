@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from engine.netconf import NetworkError
 from engine.netconf.plan import KillSwitch
 
-__all__ = ["admit", "close", "dismiss", "open_up"]
+__all__ = ["admit", "close", "dismiss", "open_up", "set_local"]
 
 TABLE = "inet tunloom"
 CT_MARK = 0x74756E
@@ -44,6 +44,18 @@ def dismiss(hosts: Iterable[str], lock: int) -> None:
     """Let packets to `hosts` pass no more; harmless for those that do not. Raises NetworkError."""
     hosts = tuple(hosts)
     _run(_elements("add", hosts) + _elements("delete", hosts), lock)
+
+
+def set_local(prefixes: Iterable[str], lock: int) -> None:
+    """From now on these prefixes are the LAN, in one transaction. Raises NetworkError."""
+    prefixes = tuple(prefixes)
+    lines = []
+    for family in (4, 6):
+        lines.append(f"flush set {TABLE} lan_v{family}\n")
+        texts = _of_family(prefixes, family)
+        if texts:
+            lines.append(f"add element {TABLE} lan_v{family} {{ {', '.join(texts)} }}\n")
+    _run("".join(lines), lock)
 
 
 def _ruleset(switch: KillSwitch, local: tuple[str, ...]) -> str:

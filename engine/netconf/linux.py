@@ -14,7 +14,7 @@ import msgspec
 from engine.netconf import NetworkError
 from engine.netconf.journal import Journal, Owner, open_journal
 from engine.netconf.life_line import refuse_without_master
-from engine.netconf.netlink import Netlink, open_netlink, proc_sys
+from engine.netconf.netlink import Netlink, name_of, open_netlink, proc_sys
 from engine.netconf.plan import (
     Bypass,
     Change,
@@ -83,15 +83,15 @@ def _apply(plan: NetworkPlan, netlink: Netlink, journal: Journal) -> list[str]:
     return remarks
 
 
-def renew(run_dir: Path, *, guard_fd: int | None = None) -> int:
-    """Make again what the kernel took away when the tun was set down: its routes and IPv6 addresses; return their number.
+def renew(run_dir: Path, *, guard_fd: int | None = None) -> list[str]:
+    """Make again what the kernel took when the tun was set down, and what other programs have removed; return its names.
 
     The kill switch is told what is local now. What the journal says is enough: nothing new is recorded. `guard_fd` as in
     `apply`. Raises NetworkError.
     """
     with open_journal(run_dir, create=False) as journal:
         if journal is None or journal.owner is None:
-            return 0
+            return []
         refuse_without_master(guard_fd)
         with open_netlink(journal.fileno()) as netlink:
             changes = [change for change in journal.pending.values() if isinstance(change, Change)]
@@ -100,7 +100,21 @@ def renew(run_dir: Path, *, guard_fd: int | None = None) -> int:
                 if isinstance(change, KillSwitch):
                     hosts = tuple(dict.fromkeys((*change.hosts, *bypassing)))
                     netlink.close_kill_switch(msgspec.structs.replace(change, hosts=hosts))
-            return sum(netlink.make_if_missing(change, journal.owner.index) for change in changes)
+            return _make_missing(netlink, changes, journal.owner.index)
+
+
+def _make_missing(netlink: Netlink, changes: list[Change], index: int) -> list[str]:
+    """Goes on after a failure, and raises NetworkError for the first in the end."""
+    made, failures = [], []
+    for change in changes:
+        try:
+            if netlink.make_if_missing(change, index):
+                made.append(name_of(change))
+        except NetworkError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return made
 
 
 def undo(run_dir: Path, *, hold: bool = False) -> int:

@@ -30,7 +30,7 @@ from engine.netconf.plan import (
 )
 from engine.netconf.throw import ThrowRoutes, open_throw_routes
 
-__all__ = ["Netlink", "open_netlink", "proc_sys"]
+__all__ = ["Netlink", "name_of", "open_netlink", "proc_sys"]
 
 FAMILIES: dict[Family, int] = {4: socket.AF_INET, 6: socket.AF_INET6}
 IFF_UP = 0x1  # include/uapi/linux/if.h
@@ -111,11 +111,13 @@ class Netlink:
             raise _explained(change, "made", error) from error
 
     def make_if_missing(self, change: Change, index: int) -> bool:
-        """Make a route or an address unless it is there; return whether it was missing. Raises NetworkError.
+        """Make a rule, a route or an address unless it is there; return whether it was missing. Raises NetworkError.
 
-        Other changes outlive the tun's being down.
+        Kernel parameters and the state of the tun are left as somebody has set them meanwhile.
         """
-        if not isinstance(change, Route | Address):
+        if isinstance(change, KillSwitch | Link | Sysctl):
+            return False
+        if isinstance(change, Rule) and self._has_rule(change):
             return False
         try:
             self._make(change, index)
@@ -162,8 +164,11 @@ class Netlink:
 
     def _remove_rule(self, rule: Rule) -> None:
         # Asked to delete, the kernel takes the first rule that has the given attributes, whatever else it has.
-        if any(_read_rule(message) == rule for message in self._rules(rule.family)):
+        if self._has_rule(rule):
             self._route.rule("del", **_rule_request(rule))
+
+    def _has_rule(self, rule: Rule) -> bool:
+        return any(_read_rule(message) == rule for message in self._rules(rule.family))
 
     def _revert_on_interface(self, change: Route | Address | Link | Sysctl, index: int) -> None:
         match change:
@@ -311,21 +316,27 @@ def _explained(change: Change, verb: str, error: NetlinkError | OSError) -> Netw
         return NetworkError(
             "Changing the network is not permitted: it needs root or the capability CAP_NET_ADMIN.", not_permitted=True
         )
-    match change:
-        case KillSwitch():
-            what = "The kill switch"
-        case Rule():
-            what = f"The IPv{change.family} routing rule at priority {change.priority}"
-        case Route():
-            what = f"The route to {change.destination} in table {change.table}"
-        case Bypass():
-            what = f"The route that lets {change.address} bypass the tun"
-        case Address():
-            what = f"The address {change.address} of the tun"
-        case Link():
-            what = f"The MTU of {change.after.mtu} bytes or the state of the tun"
-        case Sysctl():
-            what = f"The kernel parameter {change.path}"
+    what = name_of(change)
+    what = what[0].upper() + what[1:]
     if code == errno.EEXIST:
         return NetworkError(f"{what} exists already and is not ours: stop the program that made it, or remove it.")
     return NetworkError(f"{what} could not be {verb}: {os.strerror(code)}.")
+
+
+def name_of(change: Change) -> str:
+    """Return what people call a change."""
+    match change:
+        case KillSwitch():
+            return "the kill switch"
+        case Rule():
+            return f"the IPv{change.family} routing rule at priority {change.priority}"
+        case Route():
+            return f"the route to {change.destination} in table {change.table}"
+        case Bypass():
+            return f"the route that lets {change.address} bypass the tun"
+        case Address():
+            return f"the address {change.address} of the tun"
+        case Link():
+            return f"the MTU of {change.after.mtu} bytes or the state of the tun"
+        case Sysctl():
+            return f"the kernel parameter {change.path}"

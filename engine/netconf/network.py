@@ -6,17 +6,25 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from engine.netconf import EXIT_NOT_PERMITTED, NetworkError, Watch, front
+from engine.netconf.events import EventBook
 from engine.netconf.journal import has_journal
 from engine.netconf.keeper import ANSWER_TIMEOUT, GuardianKeeper
 from engine.netconf.plan import NetworkPlan
 
+if TYPE_CHECKING:
+    from engine.netconf.upkeep import Upkeep
+
 __all__ = ["Network", "repair_network"]
 
 log = logging.getLogger(__name__)
+
+NAMED_MAX = 3
+"""Changes that a line of the log names."""
 
 
 class Network:
@@ -24,7 +32,8 @@ class Network:
 
     Call `start_guardian`, then `apply`, then `restore`. When the process dies in between, however it dies, the guardian
     restores the network; when the guardian dies, another takes its place. When somebody sets the tun down and up again, the
-    changes that this undid are made again; when somebody deletes it, `on_gone` is called.
+    changes that this undid are made again, and so are those that another program removes; when somebody deletes the tun,
+    `on_gone` is called. `events` has what has happened.
     """
 
     def __init__(
@@ -39,10 +48,12 @@ class Network:
         self._on_gone = on_gone
         self._tell_moved = on_moved
         self.guardian = GuardianKeeper(run_dir)
+        self.events = EventBook()
         self._watch: Watch | None = None
+        self._upkeep: Upkeep | None = None
         self.link_up = True
         """False while somebody has set the tun down."""
-        self._renewal: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[list[str]] | None = None
         self.kill_switch = False
         """Whether one is closed."""
         self.bypass_evictions = 0
@@ -68,9 +79,25 @@ class Network:
                 on_gone=self._on_gone,
                 on_moved=self._on_moved,
             )
+            if self._front.upkeep is not None:
+                self._upkeep = self._front.upkeep(
+                    self.run_dir, plan, self.events, renew=self._on_removed, can_renew=lambda: self.link_up
+                )
+                await self._upkeep.start()
         except OSError as error:
             raise NetworkError(f"The interface {plan.interface} cannot be watched: {error.strerror}.") from error
         return remarks
+
+    @property
+    def ways_out(self) -> dict[int, tuple[str, str, list[str]]]:
+        """IPv4 and IPv6 -> the interface by which it leaves this machine by itself, the router (or ""), its addresses there."""
+        picture = self._upkeep.picture if self._upkeep is not None else None
+        if picture is None:
+            return {}
+        return {
+            family: (way.interface, way.gateway, picture.addresses(way.interface, family))
+            for family, way in picture.ways_out.items()
+        }
 
     async def bypass(self, addresses: Iterable[str]) -> None:
         """Let these hosts (IPv4 or IPv6 addresses) leave beside the tun from now on, whoever sends to them.
@@ -89,27 +116,46 @@ class Network:
     def _on_link(self, up: bool) -> None:
         self.link_up = up
         if up:
+            self.events.note("tun_up", "the tun is up again", level=None)
             self._start_renewal("the tun is up again")
         else:
-            log.warning("the tun was set down: until it is up again, traffic goes past the proxy")
+            text = "the tun was set down: until it is up again, traffic goes past the proxy"
+            self.events.note("tun_down", text, level=logging.WARNING)
 
     def _on_moved(self, egress: tuple[int, int]) -> None:
         """The machine has another default route (macOS): new connections leave by it, and so do hosts beside the tun."""
+        why = "the machine is in another network" if any(egress) else "the machine is in no network"
+        self.events.note("default_route_moved", why, level=None)
         self._tell_moved(egress)
-        self._start_renewal("the machine is in another network" if any(egress) else "the machine is in no network")
+        self._start_renewal(why)
+
+    async def _on_removed(self) -> None:
+        """Another program has removed changes of ours, unless a renewal for another reason was quicker."""
+        names = await self._renew(self._renewal)
+        if names:
+            named = ", ".join(names[:NAMED_MAX]) + (
+                f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+            )
+            text = f"another program had removed what leads traffic into the tun: made again ({named})"
+            self.events.note("made_again", text, level=logging.WARNING)
 
     def _start_renewal(self, why: str) -> None:
         self._renewal = asyncio.get_running_loop().create_task(self._renew(self._renewal, why), name="renew")
 
-    async def _renew(self, previous: asyncio.Task[None] | None, why: str) -> None:
+    async def _renew(self, previous: asyncio.Task[list[str]] | None, why: str | None = None) -> list[str]:
+        """Make again what is missing, when `previous` is done; return its names. `why`: told in the log, come what may."""
         if previous is not None:
             await previous
         try:
-            (count,) = await _run_helper("renew", self.run_dir, guard_fd=self.guardian.life_read)
+            made = await _run_helper("renew", self.run_dir, guard_fd=self.guardian.life_read)
         except NetworkError as error:
-            log.error("%s, but traffic still goes past the proxy: %s", why, error)
-        else:
-            log.warning("%s: %s routes and addresses made again", why, count)
+            log.error(
+                "%s, but traffic still goes past the proxy: %s", why or "changes of the network were removed", error
+            )
+            return []
+        if why is not None:
+            log.warning("%s: %d routes and addresses made again", why, len(made))
+        return made
 
     async def restore(self, *, hold: bool = False) -> None:
         """Undo everything and end the guardian; harmless when there is nothing to undo.
@@ -118,6 +164,8 @@ class Network:
         """
         if self._watch is not None:
             self._watch.close()
+        if self._upkeep is not None:
+            await self._upkeep.close()
         if self._renewal is not None:
             await self._renewal
         answer = await self.guardian.undo(hold=hold)

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from engine.requests import NetworkEvent, NetworkStatus, WayOut
 from engine.status_view import print_status
 from tests.engine.test_control import STATUS, WORKER
 
@@ -53,6 +54,20 @@ def test_worker_that_is_down_and_large_numbers(capsys: pytest.CaptureFixture[str
         "offload: none",
     ):
         assert part in text
+
+
+def test_ways_out_and_the_last_events_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    events = [NetworkEvent(time=1_700_000_000.0 + n, kind="conflict", text=f"event {n} [/x]") for n in range(20)]
+    ways = [
+        WayOut(family=4, interface="eth0", gateway="192.0.2.1", addresses=["192.0.2.2/24"]),
+        WayOut(family=6, interface="ppp0", gateway="", addresses=[]),
+    ]
+    print_status(msgspec.structs.replace(STATUS, network=NetworkStatus(ways_out=ways, events=events)))
+    text = capsys.readouterr().out
+    assert "past the tun: IPv4 by eth0 (192.0.2.1) as 192.0.2.2/24; IPv6 by ppp0 as ?" in text
+    assert "event 12 [/x]" in text
+    assert "event 19 [/x]" in text
+    assert "event 11 " not in text
 
 
 def test_numbers_of_a_busy_worker_stand_whole_on_a_narrow_terminal(

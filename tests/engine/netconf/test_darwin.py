@@ -268,7 +268,7 @@ def test_renew_re_points_hosts_to_the_new_router(mac: Mac) -> None:
     mac.apply()
     mac.kernel.set_default("10.0.0.1", "en1")
     mac.kernel.log.clear()
-    assert darwin.renew(mac.run_dir) == 1
+    assert darwin.renew(mac.run_dir) == ["the route that lets 203.0.113.9 bypass the tun"]
     assert routes(mac.kernel.log)[:2] == [
         sent(RTM_DELETE, "203.0.113.9/32", "192.168.1.1"),
         sent(RTM_ADD, "203.0.113.9/32", "10.0.0.1"),
@@ -295,7 +295,7 @@ def test_renew_makes_lost_routes_again_and_takes_new_services(mac: Mac) -> None:
     mac.apply(captures_dns=True)
     mac.kernel.routes.remove(mac.kernel.route_to("64.0.0.0/2"))  # type: ignore[arg-type]
     mac.kernel.services["iPhone USB"] = ("en9", ())
-    assert darwin.renew(mac.run_dir) == 2
+    assert darwin.renew(mac.run_dir) == ["the route to 64.0.0.0/2", "the name servers of a network service"]
     assert mac.kernel.route_to("64.0.0.0/2") is not None
     assert mac.kernel.services["iPhone USB"] == ("en9", ("198.18.0.2", "fd00::2"))
     darwin.undo(mac.run_dir)
@@ -305,7 +305,7 @@ def test_renew_makes_lost_routes_again_and_takes_new_services(mac: Mac) -> None:
 def test_renew_changes_nothing_when_nothing_has_changed(mac: Mac) -> None:
     mac.apply(captures_dns=True)
     before = mac.kernel.leftovers()
-    assert darwin.renew(mac.run_dir) == 0
+    assert darwin.renew(mac.run_dir) == []
     assert mac.kernel.leftovers() == before
 
 
