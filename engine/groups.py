@@ -1,14 +1,17 @@
-"""What groups of outbounds use now: chosen by the user, or measured by worker 0. All workers are told, now or when they start."""
+"""What groups of outbounds use now: chosen by the user, measured by worker 0, or not found dead by the flows of any worker.
+
+All workers are told, now or when they start.
+"""
 
 import logging
 from collections.abc import Mapping
-from time import time
+from time import monotonic, time
 
 import msgspec
 
 from engine.choices import Choices
 from engine.supervisor import Supervisor
-from shared.config import OutboundConfig, Policy, SelectorOutbound, UrltestOutbound
+from shared.config import FallbackOutbound, OutboundConfig, PassedOver, Policy, SelectorOutbound, UrltestOutbound
 from shared.control import Measured, Select, Used
 
 __all__ = ["Groups", "NoSuchMember"]
@@ -29,6 +32,7 @@ class Groups:
         self._supervisor = supervisor
         self._policy = policy
         self._choices = choices
+        self._passed_over: dict[tuple[str, str], PassedOver] = {}
         selectors = {o.tag: o.outbounds for o in policy.outbounds if isinstance(o, SelectorOutbound)}
         self._chosen = {tag: member for tag, member in choices.selected.items() if member in selectors.get(tag, ())}
         if self._chosen:
@@ -43,22 +47,39 @@ class Groups:
     @property
     def policy(self) -> Policy:
         """The policy in force, with the choices in it."""
-        return msgspec.structs.replace(self._policy, outbounds=tuple(map(self._with_choice, self._policy.outbounds)))
+        outbounds = tuple(map(self._with_choice, self._policy.outbounds))
+        return msgspec.structs.replace(self._policy, outbounds=outbounds, passed_over=tuple(self._passed_over.values()))
 
     def load(self, policy: Policy) -> Policy:
         """Another policy comes into force: return it with the choices that it still allows."""
         self._policy = policy
         members = {outbound.tag: _members(outbound) for outbound in policy.outbounds}
+        self._passed_over = {
+            (group, member): found
+            for (group, member), found in self._passed_over.items()
+            if member in members.get(group, ())
+        }
         self._chosen = {tag: member for tag, member in self._chosen.items() if member in members.get(tag, ())}
         return self.policy
 
     def chosen(self) -> Mapping[str, str]:
-        """What each selector and urltest group uses, by tag."""
+        """What each group uses, by tag: of a fallback group the first member that is not passed over."""
         return {
-            outbound.tag: self._chosen.get(outbound.tag) or _first(outbound)
+            outbound.tag: self._used(outbound)
             for outbound in self._policy.outbounds
-            if isinstance(outbound, SelectorOutbound | UrltestOutbound)
+            if isinstance(outbound, SelectorOutbound | UrltestOutbound | FallbackOutbound)
         }
+
+    def _used(self, outbound: SelectorOutbound | UrltestOutbound | FallbackOutbound) -> str:
+        if not isinstance(outbound, FallbackOutbound):
+            return self._chosen.get(outbound.tag) or outbound.default or outbound.outbounds[0]
+        alive = (member for member in outbound.outbounds if (outbound.tag, member) not in self.passed_over())
+        return next(alive, outbound.outbounds[0])
+
+    def passed_over(self) -> Mapping[tuple[str, str], float]:
+        """Group and member -> seconds until a flow tries it again; 0: the next one does."""
+        now = monotonic()
+        return {key: max(found.until - now, 0.0) for key, found in self._passed_over.items()}
 
     def select(self, group: str, member: str) -> None:
         """Use `member` of a selector from now on. Raises NoSuchMember."""
@@ -92,6 +113,14 @@ class Groups:
         if self._chosen.get(report.group) != report.member:
             self._take(report.group, report.member)
 
+    def on_passed_over(self, report: PassedOver) -> None:
+        """A worker's flows have found a member of a fallback group dead, or alive again: the others need not find out."""
+        self._passed_over.pop((report.group, report.member), None)
+        if report.until:
+            self._passed_over[report.group, report.member] = report
+        self._supervisor.set_policy(self.policy)
+        self._supervisor.send_all(report)
+
     def _take(self, group: str, member: str) -> None:
         self._chosen[group] = member
         self._supervisor.set_policy(self.policy)
@@ -105,8 +134,5 @@ class Groups:
 
 
 def _members(outbound: OutboundConfig) -> tuple[str, ...]:
-    return outbound.outbounds if isinstance(outbound, SelectorOutbound | UrltestOutbound) else ()
-
-
-def _first(outbound: SelectorOutbound | UrltestOutbound) -> str:
-    return outbound.default or outbound.outbounds[0]
+    groups = SelectorOutbound | UrltestOutbound | FallbackOutbound
+    return outbound.outbounds if isinstance(outbound, groups) else ()

@@ -8,11 +8,13 @@ from pathlib import Path
 from time import monotonic
 
 from engine.choices import Choices
+from engine.groups import Groups
 from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.netconf import Network
+from engine.outbound_health import outbound_health, outbound_states
 from engine.reload import Reloader
-from engine.requests import EngineStatus, Measurement, NetworkEvent, NetworkStatus, WayOut, WorkerStatus
+from engine.requests import EngineStatus, Measurement, NetworkEvent, NetworkStatus, OutboundHealth, WayOut, WorkerStatus
 from engine.supervisor import Supervisor
 from engine.tun import TunDevice
 from shared.metrics import DROPS, Cell, Counters, cells_used
@@ -43,6 +45,7 @@ class Inspector:
         outbounds: Sequence[str],
         reloader: Reloader,
         choices: Choices,
+        groups: Groups,
     ) -> None:
         self._tun = tun
         self._pool = pool
@@ -54,6 +57,7 @@ class Inspector:
         self._outbounds = outbounds
         self._reloader = reloader
         self._choices = choices
+        self._groups = groups
         self.http: HttpProcess | None = None
         self._started_at = monotonic()
         self._version = version("tunloom")
@@ -93,6 +97,7 @@ class Inspector:
             http_memory=memory.get(self._http_pid) if self._http_pid is not None else None,
             workers=[self._worker_status(i, memory) for i in range(self._pool.layout.workers)],
             network=_network_status(self._network),
+            outbounds=self._outbound_health(),
         )
 
     async def measurement(self) -> Measurement:
@@ -110,6 +115,11 @@ class Inspector:
     @property
     def _http_pid(self) -> int | None:
         return self.http.pid if self.http is not None else None
+
+    def _outbound_health(self) -> list[OutboundHealth]:
+        tags = [outbound.tag for outbound in self._groups.policy.outbounds]
+        states = outbound_states(self._pool.counters[:-1], self._outbounds)
+        return outbound_health(tags, states, self._groups.chosen(), self._groups.passed_over())
 
     def _worker_status(self, index: int, memory: dict[int, int | None]) -> WorkerStatus:
         worker, row = self._supervisor.workers[index], self._pool.counters[index]

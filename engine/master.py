@@ -11,7 +11,6 @@ import os
 import secrets
 import signal
 import socket
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from engine.choices import Choices, open_choices
 from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
 from engine.control import ControlServer
+from engine.every import every
 from engine.fake_names import FakeNamesError, fake_ip_config, open_fake_names
 from engine.groups import Groups
 from engine.heartbeat import Heartbeat
@@ -62,6 +62,7 @@ from shared.control import (
     LookedUp,
     LoopSuspected,
     Measured,
+    PassedOver,
     ProxyFailing,
     Reloaded,
     UdpSupport,
@@ -187,6 +188,7 @@ class _Master:
             outbounds=self.counted,
             reloader=self.reloader,
             choices=self.choices,
+            groups=self.groups,
         )
         self.responder = Responder(
             stop=self.stopped.set,
@@ -214,7 +216,7 @@ class _Master:
         )  # fmt: skip
         notify("READY=1")
         if (interval := watchdog_interval()) is not None:
-            undo.callback(_every(self.loop, interval, lambda: notify("WATCHDOG=1")))
+            undo.callback(every(self.loop, interval, lambda: notify("WATCHDOG=1")))
         await self.stopped.wait()
         notify("STOPPING=1")
         log.info("stopping")
@@ -304,10 +306,10 @@ class _Master:
         self.supervisor.ingress = self.ingress
         self.supervisor.on_failed = self._fail
         watchdog = Watchdog(self.supervisor, self.pool, memory_max=self.limits.worker_memory)
-        undo.callback(_every(self.loop, CHECK_INTERVAL, lambda: watchdog.check(monotonic())))
+        undo.callback(every(self.loop, CHECK_INTERVAL, lambda: watchdog.check(monotonic())))
         self.reader = TunReader(self.loop, self.tun.fd, self.ingress, self._on_tun_gone)
         undo.callback(self.reader.close)
-        undo.callback(_every(self.loop, EXPIRE_INTERVAL, self.ingress.expire))
+        undo.callback(every(self.loop, EXPIRE_INTERVAL, self.ingress.expire))
         heart = Heartbeat(self.loop, self.pool.counters[self.options.workers])
         heart.start()
         undo.callback(heart.stop)
@@ -368,6 +370,8 @@ class _Master:
                 self.groups.on_measured(worker, report)
             case Used():
                 self.groups.on_used(worker, report)
+            case PassedOver():
+                self.groups.on_passed_over(report)
             case ProxyFailing():
                 self.proxy_names.on_failing()
             case Flows() | Delay() | LookedUp() | Reloaded() | DnsAnswered():
@@ -380,17 +384,3 @@ class _Master:
                 self.usage.take(report)
             case Logged():
                 self.log.on_line(worker, report)
-
-
-def _every(loop: asyncio.AbstractEventLoop, interval: float, call: Callable[[], None]) -> Callable[[], None]:
-    """Call `call` every `interval` seconds; returns what ends it."""
-
-    handle: asyncio.TimerHandle
-
-    def tick() -> None:
-        nonlocal handle
-        handle = loop.call_later(interval, tick)
-        call()
-
-    handle = loop.call_later(interval, tick)
-    return lambda: handle.cancel()

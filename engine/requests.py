@@ -26,6 +26,7 @@ __all__ = [
     "Measurement",
     "NetworkEvent",
     "NetworkStatus",
+    "OutboundHealth",
     "OutboundStatus",
     "Reload",
     "Reloaded",
@@ -228,6 +229,18 @@ class NetworkStatus(msgspec.Struct, kw_only=True):
     """Kind -> events since the start."""
 
 
+class OutboundHealth(msgspec.Struct, kw_only=True):
+    """How an outbound of the policy in force fares."""
+
+    tag: str
+    works: bool | None
+    """As the last attempt of any worker showed; None: no flow has tried it. Groups are judged by their members."""
+    used: str | None = None
+    """The member that a group uses; of a fallback group, the first that was not found dead."""
+    passed_over: dict[str, float] = {}
+    """Members that a fallback group has found dead -> seconds until a flow tries them again."""
+
+
 class EngineStatus(msgspec.Struct, kw_only=True):
     """The whole engine."""
 
@@ -271,6 +284,7 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     http_memory: int | None
     workers: list[WorkerStatus]
     network: NetworkStatus = msgspec.field(default_factory=NetworkStatus)
+    outbounds: list[OutboundHealth] = []
 
 
 class Measurement(msgspec.Struct, kw_only=True):
@@ -309,7 +323,7 @@ class OutboundStatus(msgspec.Struct, kw_only=True):
     members: tuple[str, ...] = ()
     """Of a group."""
     now: str | None = None
-    """The member that a selector or urltest group uses."""
+    """The member that a group uses; of a fallback group, the first that was not found dead."""
     url: str | None = None
     """That a urltest group fetches."""
     delay: float | None = None

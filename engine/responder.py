@@ -240,5 +240,5 @@ def _outbound_status(
             status.kind, status.members, status.now = "urltest", outbound.outbounds, chosen.get(outbound.tag)
             status.url = outbound.url
         case FallbackOutbound():
-            status.kind, status.members = "fallback", outbound.outbounds
+            status.kind, status.members, status.now = "fallback", outbound.outbounds, chosen.get(outbound.tag)
     return status

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.requests import EngineStatus, NetworkStatus, WorkerStatus
+from engine.requests import EngineStatus, NetworkStatus, OutboundHealth, WorkerStatus
 
 __all__ = ["print_status"]
 
@@ -30,6 +30,7 @@ def print_status(status: EngineStatus) -> None:
         f"{status.guardian_restarts} restarts; kill switch: {'closed' if status.kill_switch else 'not used'}; "
         f"memory: {_memory(status)}"
     )
+    _print_outbounds(console, status.outbounds)
     _print_network(console, status.network)
     table = Table(box=None, padding=(0, 1, 0, 0))
     for title in ("#", "pid", "state", "restarts", "TCP", "UDP", "in", "out", "dropped"):
@@ -59,6 +60,19 @@ def print_status(status: EngineStatus) -> None:
         f"{_sum(workers, 'connect_failed'):,} connects failed, {_sum(workers, 'tcp_retransmits'):,} retransmits, "
         f"{_bytes(_sum(workers, 'bytes_out'))} to applications"
     )
+
+
+def _print_outbounds(console: Console, outbounds: list[OutboundHealth]) -> None:
+    """Those that flows have tried, and groups with the member that they use."""
+    told = []
+    for outbound in outbounds:
+        if outbound.used is not None:
+            dead = [f"{member} for {seconds:.0f} s" for member, seconds in outbound.passed_over.items()]
+            told.append(f"{outbound.tag} -> {outbound.used}" + (f" (passes over {', '.join(dead)})" if dead else ""))
+        elif outbound.works is not None:
+            told.append(f"{outbound.tag} {'works' if outbound.works else 'fails'}")
+    if told:
+        console.print(f"outbounds: {escape(', '.join(told))}")
 
 
 def _print_network(console: Console, network: NetworkStatus) -> None:

@@ -105,6 +105,7 @@ Report = (
     | control.LoopSuspected
     | control.Measured
     | control.Used
+    | control.PassedOver
     | control.Flows
     | control.Delay
     | control.Usage

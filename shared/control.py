@@ -1,7 +1,7 @@
 """Messages between the master and a worker: msgpack, one message a datagram (shared/channel.py carries them).
 
 start      Configure -> Ready | Failed          reload   Reload -> Reloaded
-routing    FindProcess -> ProcessFound, LoopSuspected          groups   Select, Used; Measured, Used
+routing    FindProcess -> ProcessFound, LoopSuspected          groups   Select, Used, PassedOver; Measured, Used, PassedOver
 views      ListFlows -> Flows ...; CloseFlow; Usage    TestDelay -> Delay
 names      ProxyFailing, LookUp -> LookedUp
 end        Stop
@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from shared.config import Policy, WorkerConfig
+from shared.config import PassedOver, Policy, WorkerConfig
 from shared.process import ProcessInfo
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "LoopSuspected",
     "Measured",
     "Message",
+    "PassedOver",
     "ProcessFound",
     "ProxyFailing",
     "Ready",
@@ -342,6 +343,7 @@ FromMaster = (
     | TestDelay
     | LookUp
     | Used  # passed on to worker 0
+    | PassedOver  # passed on to all workers
     | AskDns
     | FlushDns
     | TapLog
@@ -356,6 +358,7 @@ FromWorker = (
     | LoopSuspected
     | Measured
     | Used
+    | PassedOver
     | Flows
     | Delay
     | LookedUp

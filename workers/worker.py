@@ -96,6 +96,8 @@ async def _serve(
                 relay.select(message.group, message.member)
             case control.Used():
                 relay.note_use(message.group)
+            case control.PassedOver():
+                relay.pass_over(message)
             case control.Egress():
                 relay.move(message.v4, message.v6)
             case control.SetLogLevel():

@@ -2,9 +2,10 @@
 
 from aiohttp import web
 
+from engine import outbound_health
 from engine.http.state import ENGINE
 from engine.requests import Measure, Measurement
-from shared.metrics import OUTBOUNDS_MAX, Cell, OutboundCell, outbound_at
+from shared.metrics import Cell
 
 __all__ = ["HEARTBEAT_AGE", "healthz", "problems"]
 
@@ -44,15 +45,6 @@ def problems(measurement: Measurement) -> list[str]:
 
 def outbound_states(measurement: Measurement) -> dict[str, bool]:
     """Return for each outbound that a flow has tried whether it works, as the last attempt of any worker showed."""
-    rows = memoryview(measurement.rows).cast("Q")
-    workers = range(len(measurement.status.workers))
-    states = {}
-    for row, tag in enumerate(measurement.outbounds[: OUTBOUNDS_MAX - 1]):
-        at = outbound_at(row)
-        worked_at, failed_at = (
-            max(rows[worker * measurement.cells + at + cell] for worker in workers)
-            for cell in (OutboundCell.WORKED_AT, OutboundCell.FAILED_AT)
-        )
-        if worked_at or failed_at:
-            states[tag] = worked_at >= failed_at
-    return states
+    rows, cells = memoryview(measurement.rows).cast("Q"), measurement.cells
+    workers = [rows[index * cells : (index + 1) * cells] for index in range(len(measurement.status.workers))]
+    return outbound_health.outbound_states(workers, measurement.outbounds)

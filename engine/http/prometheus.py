@@ -230,6 +230,13 @@ class MetricsOf(Collector):
         for tag, works in outbound_states(self._measurement).items():
             up.add_metric((tag,), works)
         yield from (opened, active, size, failures, connect, up, self._udp())
+        used = GaugeMetricFamily(
+            "tunloom_group_member_used", "1 for the member that a group uses now.", labels=("outbound", "member")
+        )
+        for outbound in self._status.outbounds:
+            if outbound.used is not None:
+                used.add_metric((outbound.tag, outbound.used), 1)
+        yield used
 
     def _udp(self) -> Metric:
         udp = GaugeMetricFamily(

@@ -15,6 +15,7 @@ __all__ = [
     "DirectOutbound",
     "FallbackOutbound",
     "OutboundConfig",
+    "PassedOver",
     "ProxyConfig",
     "ProxyOutbound",
     "SelectorOutbound",
@@ -121,6 +122,15 @@ class FallbackOutbound(msgspec.Struct, frozen=True, kw_only=True, tag="fallback"
     """Failures of the proxy itself (not of a destination) in a row after which a member is passed over."""
     retry: float = 30.0
     """Seconds until a member that was passed over is tried again."""
+
+
+class PassedOver(msgspec.Struct, frozen=True, kw_only=True, tag="passed_over"):
+    """A fallback group passes a member over, as the flows of one worker have found out."""
+
+    group: str
+    member: str
+    until: float
+    """Monotonic seconds (of one clock for all processes); 0: it works again."""
 
 
 OutboundConfig = ProxyOutbound | DirectOutbound | BlockOutbound | SelectorOutbound | UrltestOutbound | FallbackOutbound

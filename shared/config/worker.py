@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 
 from shared.config.dns import DnsConfig
-from shared.config.outbound import OutboundConfig
+from shared.config.outbound import OutboundConfig, PassedOver
 from shared.config.route import RouteConfig
 
 __all__ = ["FakeIpConfig", "Policy", "StackConfig", "UdpConfig", "WorkerConfig"]
@@ -61,6 +61,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """The proxy runs on this machine: the master is asked whose each new flow is, and the proxy's own go out directly."""
     counted: tuple[str, ...] = ()
     """Tags in the order of their rows in the counters (shared/metrics.py). A reload only appends: a row keeps its outbound."""
+    passed_over: tuple[PassedOver, ...] = ()
+    """Of fallback groups, as other workers have found out."""
 
 
 class FakeIpConfig(msgspec.Struct, frozen=True, kw_only=True):

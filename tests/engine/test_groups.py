@@ -10,7 +10,7 @@ from engine.answers import Answers
 from engine.choices import Choices
 from engine.groups import Groups, NoSuchMember
 from shared import control
-from shared.config import BlockOutbound, FallbackOutbound, Policy, SelectorOutbound, UrltestOutbound
+from shared.config import BlockOutbound, FallbackOutbound, PassedOver, Policy, SelectorOutbound, UrltestOutbound
 from tests.support.loop import on_loop
 
 POLICY = Policy(
@@ -58,7 +58,7 @@ def groups(policy: Policy = POLICY) -> tuple[Groups, Notes]:
 
 def test_first_members_are_used_at_first() -> None:
     made, _ = groups()
-    assert made.chosen() == {"choice": "auto", "auto": "one"}
+    assert made.chosen() == {"choice": "auto", "auto": "one", "fallback": "one"}
     assert made.policy == POLICY
 
 
@@ -104,6 +104,24 @@ def test_use_of_a_group_is_passed_on_to_the_worker_that_measures() -> None:
     made.on_used(0, control.Used("auto"))
     made.on_used(2, control.Used("auto"))
     assert notes.sent == [(0, control.Used("auto"))]
+
+
+def test_what_one_worker_finds_dead_all_pass_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.groups.monotonic", lambda: 100.0)
+    made, notes = groups()
+    dead = PassedOver(group="fallback", member="one", until=130.0)
+    made.on_passed_over(dead)
+    assert notes.sent == [(index, dead) for index in range(3)]
+    assert notes.policy is not None
+    assert notes.policy.passed_over == (dead,), "for a worker that starts now"
+    assert made.chosen()["fallback"] == "two"
+    assert made.passed_over() == {("fallback", "one"): 30.0}
+    assert made.load(POLICY).passed_over == (dead,)
+    made.on_passed_over(PassedOver(group="fallback", member="two", until=90.0))
+    assert made.chosen()["fallback"] == "one", "all are dead: the first is tried"
+    made.on_passed_over(PassedOver(group="fallback", member="one", until=0.0))
+    assert made.passed_over() == {("fallback", "two"): 0.0}
+    assert made.load(Policy(outbounds=(BlockOutbound(tag="one"),))).passed_over == ()
 
 
 def test_reload_keeps_the_choices_that_are_still_possible() -> None:
@@ -201,5 +219,5 @@ def test_selectors_begin_with_what_was_chosen_before() -> None:
     choices, notes = Choices(None, "info"), Notes()
     choices.selected = {"choice": "one", "auto": "two", "gone": "one"}
     made = Groups(cast(Any, notes), POLICY, choices)
-    assert made.chosen() == {"choice": "one", "auto": "one"}
+    assert made.chosen() == {"choice": "one", "auto": "one", "fallback": "one"}
     assert notes.chosen() == {"choice": "one", "auto": None}

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from engine.requests import NetworkEvent, NetworkStatus, WayOut
+from engine.requests import NetworkEvent, NetworkStatus, OutboundHealth, WayOut
 from engine.status_view import print_status
 from tests.engine.test_control import STATUS, WORKER
 
@@ -68,6 +68,18 @@ def test_ways_out_and_the_last_events_are_shown(capsys: pytest.CaptureFixture[st
     assert "event 12 [/x]" in text
     assert "event 19 [/x]" in text
     assert "event 11 " not in text
+
+
+def test_outbounds_are_shown_that_flows_have_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    outbounds = [
+        OutboundHealth(tag="group", works=None, used="two", passed_over={"one": 17.4}),
+        OutboundHealth(tag="one", works=False),
+        OutboundHealth(tag="two", works=True),
+        OutboundHealth(tag="idle", works=None),
+    ]
+    print_status(msgspec.structs.replace(STATUS, outbounds=outbounds))
+    expected = "outbounds: group -> two (passes over one for 17 s), one fails, two works\n"
+    assert expected in capsys.readouterr().out
 
 
 def test_numbers_of_a_busy_worker_stand_whole_on_a_narrow_terminal(

@@ -80,8 +80,10 @@ class Relay:
                 on_udp_support=self._on_udp_support,
                 on_used=lambda tag: tell(control.Used(tag)),
                 on_measured=self._on_measured,
+                on_passed_over=tell,
             )
         )
+        self.pass_over = self._outbounds.take
         self.policy = PolicyInForce(self._outbounds, dns, self.processes, config.index)
         self._owners = Owners(self.policy.find_owner, config.workers)
         self._accounts = Accounts(counters, tell)

@@ -12,6 +12,7 @@ from shared.config import (
     DirectOutbound,
     FallbackOutbound,
     OutboundConfig,
+    PassedOver,
     Policy,
     ProxyOutbound,
     SelectorOutbound,
@@ -46,6 +47,7 @@ class Surroundings:
     """Tag of a proxy, whether it relays UDP, and a reason."""
     on_used: Callable[[str], object]
     on_measured: Callable[[Urltest, dict[str, float | None], bool], None]
+    on_passed_over: Callable[[PassedOver], object]
 
 
 class Outbounds:
@@ -79,6 +81,8 @@ class Outbounds:
         for config in policy.outbounds:
             self._make(config, configs, cells, before)
         self.by_tag = {tag: outbound for tag, (_, outbound) in self._made.items()}
+        for found in policy.passed_over:
+            self.take(found)
         kept = {id(outbound) for outbound in self.by_tag.values()}
         for _, outbound in before.values():
             if id(outbound) not in kept:
@@ -136,11 +140,17 @@ class Outbounds:
                 interrupts = config.interrupt_exist_connections
                 return ChosenMember(config.tag, "selector", cells, members, default, interrupts=interrupts)
             case FallbackOutbound():
-                return FallbackGroup(config, cells, members)
+                return FallbackGroup(config, cells, members, s.on_passed_over)
             case _:
                 return Urltest(
                     config, s.loop, cells, members, measures=s.measures, on_used=s.on_used, on_measured=s.on_measured
                 )
+
+    def take(self, found: PassedOver) -> None:
+        """Another worker has found out that a member of a fallback group is dead, or alive again."""
+        group = self.by_tag.get(found.group)
+        if isinstance(group, FallbackGroup):
+            group.take(found)
 
     def close(self) -> None:
         """Close all of them."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import TypeVar
 
-from shared.config import FallbackOutbound
+from shared.config import FallbackOutbound, PassedOver
 from workers.upstream import Leg, LegOwner, Outbound, ProxyFailed, Trail, UdpUnsupported, UpstreamError, WrongNetwork
 
 __all__ = ["ChosenMember", "FallbackGroup"]
@@ -65,12 +65,20 @@ class ChosenMember:
 class FallbackGroup:
     """The first member that works. A flow whose member fails is tried again with the next one, and finds out the same way.
 
-    Only failures of the outbound itself count: a destination that refuses is an answer.
+    Only failures of the outbound itself count: a destination that refuses is an answer. Members that were passed over for long
+    enough are tried by one flow, while the others still pass them over. `on_passed_over` is told of a member that this
+    worker's flows have found dead, and of one that they have found alive again.
     """
 
     kind = "fallback"
 
-    def __init__(self, config: FallbackOutbound, cells: int, members: Sequence[Outbound]) -> None:
+    def __init__(
+        self,
+        config: FallbackOutbound,
+        cells: int,
+        members: Sequence[Outbound],
+        on_passed_over: Callable[[PassedOver], object],
+    ) -> None:
         self.tag = config.tag
         self.cells = cells
         self.members = tuple(members)
@@ -78,6 +86,7 @@ class FallbackGroup:
         self._retry = config.retry
         self._failures = dict.fromkeys((member.tag for member in members), 0)
         self._passed_over_until: dict[str, float] = {}
+        self._on_passed_over = on_passed_over
 
     @property
     def chosen(self) -> Outbound:
@@ -113,6 +122,8 @@ class FallbackGroup:
             if not member.carries(network):
                 continue
             del trail[depth:]
+            if member.tag in self._passed_over_until:
+                self._passed_over_until[member.tag] = monotonic() + self._retry  # this flow tries it; others need not
             try:
                 result = await attempt(member)
             except ProxyFailed as error:
@@ -137,12 +148,26 @@ class FallbackGroup:
         if self._failures[member.tag] >= self._failures_max:
             if member.tag not in self._passed_over_until:
                 log.warning("%s passes over %s for %.0f s: %s", self.tag, member.tag, self._retry, error)
-            self._passed_over_until[member.tag] = monotonic() + self._retry
+            self._pass_over(member.tag, monotonic() + self._retry)
 
     def _note_success(self, member: Outbound) -> None:
         self._failures[member.tag] = 0
-        if self._passed_over_until.pop(member.tag, None) is not None:
+        if member.tag in self._passed_over_until:
             log.info("%s takes %s again", self.tag, member.tag)
+            self._pass_over(member.tag, 0.0)
+
+    def _pass_over(self, tag: str, until: float) -> None:
+        found = PassedOver(group=self.tag, member=tag, until=until)
+        self.take(found)
+        self._on_passed_over(found)
+
+    def take(self, found: PassedOver) -> None:
+        """Some worker has found out that a member is dead, or alive again."""
+        if found.until:
+            self._passed_over_until[found.member] = found.until
+        else:
+            self._passed_over_until.pop(found.member, None)
+            self._failures[found.member] = 0
 
     def close(self) -> None:
         """Members are not the group's: nothing to release."""

@@ -14,7 +14,10 @@ __all__ = ["Scripted", "surroundings"]
 
 
 class Scripted:
-    """Raises `error`, or gives one end of a socket pair and keeps the other in `far`."""
+    """Raises `error`, or gives one end of a socket pair and keeps the other in `far`.
+
+    If there is an event `answers_after`, it waits for that.
+    """
 
     kind = "scripted"
     cells = 0
@@ -25,6 +28,7 @@ class Scripted:
         self.error: UpstreamError | None = None
         self.attempts = 0
         self.far: list[socket.socket] = []
+        self.answers_after: asyncio.Event | None = None
         self.closed = False
 
     def carries(self, network: str) -> bool:
@@ -33,6 +37,8 @@ class Scripted:
     async def connect(self, host: str, port: int, trail: Trail) -> socket.socket:
         trail.append(self)
         self.attempts += 1
+        if self.answers_after is not None:
+            await self.answers_after.wait()
         if self.error is not None:
             raise self.error
         near, far = socket.socketpair()
@@ -80,5 +86,6 @@ def surroundings(**changed: Any) -> Surroundings:
         "on_udp_support": lambda tag, supported, reason: None,
         "on_used": lambda tag: None,
         "on_measured": lambda group, delays, has_changed: None,
+        "on_passed_over": lambda found: None,
     }
     return Surroundings(**plain | changed)

@@ -1,10 +1,11 @@
 """Groups: whose member a flow gets, and what they learn from failures."""
 
+import asyncio
 from typing import Any, cast
 
 import pytest
 
-from shared.config import FallbackOutbound
+from shared.config import FallbackOutbound, PassedOver
 from tests.support.loop import on_loop
 from tests.workers.upstream.outbounds import Scripted
 from workers.stack import Refusal
@@ -14,11 +15,13 @@ from workers.upstream.group import ChosenMember, FallbackGroup
 OWNER = cast(Any, None)
 
 
-def fallback(*members: Scripted, failures: int = 1, retry: float = 30.0) -> FallbackGroup:
+def fallback(
+    *members: Scripted, failures: int = 1, retry: float = 30.0, told: list[PassedOver] | None = None
+) -> FallbackGroup:
     config = FallbackOutbound(
         tag="group", outbounds=tuple(member.tag for member in members), failures=failures, retry=retry
     )
-    return FallbackGroup(config, 0, members)
+    return FallbackGroup(config, 0, members, (told if told is not None else []).append)
 
 
 async def way(outbound: Outbound) -> list[str]:
@@ -77,6 +80,50 @@ def test_fallback_takes_a_member_again_after_a_while(three: list[Scripted]) -> N
         a.error = None
         assert await way(group) == ["group", "a"]
         assert b.attempts == 1
+
+    run()
+
+
+def test_what_flows_of_one_worker_have_found_out_holds_in_the_others(three: list[Scripted]) -> None:
+    a, b, _ = three
+
+    @on_loop
+    async def run() -> None:
+        told: list[PassedOver] = []
+        here, elsewhere = fallback(*three, told=told), fallback(*three)
+        a.error = ProxyFailed("dead")
+        assert await way(here) == ["group", "b"]
+        (found,) = told
+        assert (found.group, found.member) == ("group", "a")
+        elsewhere.take(found)
+        assert await way(elsewhere) == ["group", "b"]
+        assert (a.attempts, b.attempts) == (1, 2), "not tried there"
+        a.error = None
+        here.take(PassedOver(group="group", member="a", until=1.0))  # long ago
+        assert await way(here) == ["group", "a"]
+        assert told[1:] == [PassedOver(group="group", member="a", until=0.0)]
+        elsewhere.take(told[-1])
+        assert await way(elsewhere) == ["group", "a"]
+
+    run()
+
+
+def test_one_flow_tries_a_dead_member_again_while_the_others_pass_it_over(three: list[Scripted]) -> None:
+    a, b, _ = three
+
+    @on_loop
+    async def run() -> None:
+        group = fallback(*three)
+        group.take(PassedOver(group="group", member="a", until=1.0))
+        a.error = ProxyFailed("still dead")
+        a.answers_after = asyncio.Event()  # as a black hole
+        first = asyncio.ensure_future(way(group))
+        await asyncio.sleep(0)
+        assert a.attempts == 1
+        assert await way(group) == await way(group) == ["group", "b"]
+        a.answers_after.set()
+        assert await first == ["group", "b"]
+        assert (a.attempts, b.attempts) == (1, 3)
 
     run()
 
