@@ -54,6 +54,12 @@ class DialConfig(msgspec.Struct, frozen=True, kw_only=True):
     """SO_MARK; workers keep CAP_NET_ADMIN when any outbound has one."""
     connect_timeout: float = 10.0
     """Seconds for a connection to be made, and again for a proxy to answer a CONNECT."""
+    keep_alive: bool = True
+    """Ask the other end of a connection in silence whether it is still there."""
+    keep_alive_idle: int = 30
+    """Seconds of silence until the first such question,"""
+    keep_alive_interval: int = 10
+    """and seconds between two."""
     domain_resolver: str | None = None
     """Direct outbounds: tag of the DNS server that finds the addresses of a destination that is a name; None:
     RouteConfig.default_domain_resolver."""

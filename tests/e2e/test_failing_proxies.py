@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from engine.requests import OutboundHealth
 from tests.support.engine import Engine, running_engine
 from tests.support.netns import OTHER_TARGET_V4, PROXY_V4, TARGET_V4, Topology, wait_until
-from tests.support.sockets import flow, listening, receive
+from tests.support.sockets import flow, listening, pseudo_random, receive
 from tests.support.upstreams import embedded
 
 pytestmark = pytest.mark.e2e
@@ -150,3 +151,53 @@ def ended(app: socket.socket) -> bool:
         return app.recv(1) == b""
     except ConnectionResetError:
         return True
+
+
+def test_proxy_that_vanishes_ends_its_flows_within_the_keep_alive(net: Topology, tmp_path: Path, run_dir: Path) -> None:
+    """As a machine without power: nothing comes any more, no FIN and no RST. One flow is idle, one has data on its way."""
+    quick = socks("first", FIRST, tcp_keep_alive="2s", tcp_keep_alive_interval="1s")
+    with (
+        embedded(net.internet, host=FIRST),
+        listening(net, TARGET_V4) as server,
+        engine_with(net, run_dir, tmp_path / "c.json", quick) as engine,
+    ):
+        flows = [flow(net, server) for _ in range(2)]
+        for app, peer in flows:
+            app.sendall(b"before")
+            assert receive(peer, 6) == b"before"
+        swallow(net, FIRST)
+        flows[1][0].sendall(b"nobody takes this")
+        for app, peer in flows:
+            app.settimeout(TIMEOUT)
+            assert ended(app)
+            app.close()
+            peer.close()
+        wait_until(lambda: sum(worker.tcp_active for worker in engine.status().workers) == 0, TIMEOUT, what="their end")
+        assert not reaches(net, server), "a connect comes to an end, too"
+        assert health(engine, "first").works is False
+
+
+def test_every_byte_comes_from_a_proxy_that_slows_down(net: Topology, tmp_path: Path, run_dir: Path) -> None:
+    """What exceeds 2 MB/s on the link is dropped."""
+    slow = (
+        "add table inet slow\n"
+        "add chain inet slow prerouting { type filter hook prerouting priority -20; }\n"
+        "add rule inet slow prerouting iifname downlink meta l4proto tcp limit rate over 2 mbytes/second burst 256 kbytes drop\n"
+    )
+    with (
+        embedded(net.internet, host=FIRST),
+        listening(net, TARGET_V4) as server,
+        engine_with(net, run_dir, tmp_path / "c.json", socks("first", FIRST)),
+    ):
+        app, peer = flow(net, server)
+        data = pseudo_random(4 << 20)
+        with app, peer, ThreadPoolExecutor() as threads:
+            for sender, receiver in ((app, peer), (peer, app)):
+                for sock in (sender, receiver):
+                    sock.settimeout(TIMEOUT)
+                sent = threads.submit(sender.sendall, data)
+                start = receive(receiver, 1 << 20)
+                if sender is app:
+                    net.internet.run("nft", "-f", "-", input=slow)
+                assert start + receive(receiver, len(data) - len(start)) == data
+                sent.result(TIMEOUT)

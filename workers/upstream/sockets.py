@@ -12,6 +12,7 @@ from shared.config import DialConfig
 from shared.metrics import Counters
 from shared.system import bind_to_interface, take_any_port
 from workers.upstream.egress import Egress
+from workers.upstream.liveness import Liveness
 from workers.upstream.local_ports import PortWatch, Sources
 
 __all__ = [
@@ -62,25 +63,6 @@ def networks(texts: Iterable[str]) -> Networks:
     return tuple(ip_interface(text).network for text in texts)
 
 
-_LIVENESS = tuple(
-    (getattr(socket, name), value)
-    for name, value in (
-        ("TCP_KEEPIDLE", 120),  # seconds of silence until the other end is asked whether it is still there,
-        ("TCP_KEEPINTVL", 15),  # seconds between two such questions,
-        ("TCP_KEEPCNT", 4),  # and how many remain without an answer
-        ("TCP_USER_TIMEOUT", 60_000),  # milliseconds for which sent data may wait for its acknowledgment (RFC 5482)
-    )
-    if hasattr(socket, name)
-)
-"""tcp(7). Without them a connection whose other end has vanished is held for two hours, or a quarter of an hour under load."""
-
-
-def _notice_death(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _LIVENESS:
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
 class Sockets:
     """Makes the sockets of one outbound.
 
@@ -99,6 +81,7 @@ class Sockets:
         own_mark = mark if isinstance(mark, int) else None
         self._mark = dial.routing_mark if dial.routing_mark is not None else own_mark
         self._interface = dial.bind_interface
+        self._liveness = Liveness(dial)
 
     def make(self, family: int, kind: int, *, local: bool = False) -> socket.socket:
         """Return a non-blocking socket, marked and, unless it is for a `local` address, bound. Raises OSError."""
@@ -146,7 +129,7 @@ class Sockets:
             if code and code != errno.EISCONN:  # as macOS says it to who asks twice
                 raise OSError(code, os.strerror(code))
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            _notice_death(sock)
+            self._liveness.watch(sock)
         except BaseException:
             sock.close()
             raise

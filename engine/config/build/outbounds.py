@@ -1,5 +1,6 @@
 """Outbounds: proxies, direct, block, and groups whose members exist and form no circle."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,6 +37,9 @@ from shared.config import (
 from shared.config import RouteOptions as RouteOptionsAction
 
 __all__ = ["Outbounds", "build_outbounds"]
+
+KEEP_ALIVE_MAX = 32767
+"""Seconds: MAX_TCP_KEEPIDLE and MAX_TCP_KEEPINTVL (include/net/tcp.h)."""
 
 Group = SelectorOptions | UrltestOptions | FallbackOptions
 
@@ -214,9 +218,23 @@ def dial(options: DialOptions, route: RouteOptions, report: Report, machine: Mac
         bind_interface=name,
         routing_mark=options.routing_mark if options.routing_mark is not None else route.default_mark,
         connect_timeout=options.connect_timeout or 10.0,
+        keep_alive=not options.disable_tcp_keep_alive,
+        keep_alive_idle=_keep_alive(options, "tcp_keep_alive", options.tcp_keep_alive or 30.0, report),
+        keep_alive_interval=_keep_alive(
+            options, "tcp_keep_alive_interval", options.tcp_keep_alive_interval or 10.0, report
+        ),
         domain_resolver=options.domain_resolver.server if options.domain_resolver else None,
         strategy=(resolver.strategy if resolver else None) or options.domain_strategy,
     )
+
+
+def _keep_alive(options: DialOptions, key: str, seconds: float, report: Report) -> int:
+    """Return whole seconds, as the kernel takes them."""
+    if seconds > KEEP_ALIVE_MAX:
+        report.error(
+            (*options.where, key), f"{key} is too long: write at most {KEEP_ALIVE_MAX}s, the most that the kernel takes"
+        )
+    return max(1, min(math.ceil(seconds), KEEP_ALIVE_MAX))
 
 
 def _check_members(group: Group, found: Outbounds, report: Report) -> None:

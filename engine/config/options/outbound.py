@@ -63,6 +63,12 @@ class DialOptions(Options, frozen=True, kw_only=True):
     """Mark of the sockets (SO_MARK): a number, or a string as in "0xff"."""
     connect_timeout: Duration = 10.0
     """For a connection to be made."""
+    disable_tcp_keep_alive: bool = False
+    """Do not ask the other end of a silent connection whether it is still there."""
+    tcp_keep_alive: Duration = 30.0
+    """Silence until it is asked. Whole seconds, at most 32767."""
+    tcp_keep_alive_interval: Duration = 10.0
+    """Time between two such questions; after three without an answer the connection is given up."""
     domain_resolver: Resolver = None
     """DNS server that finds the address of the server; of a direct outbound: of the destinations."""
     domain_strategy: Strategy | None = None
@@ -79,9 +85,6 @@ class DialOptions(Options, frozen=True, kw_only=True):
     bind_address_no_port: Annotated[object, Ignored("bind_address_no_port has no effect")] = None
     tcp_fast_open: Annotated[object, Ignored("tcp_fast_open has no effect")] = None
     tcp_multi_path: Annotated[object, Ignored("tcp_multi_path has no effect")] = None
-    disable_tcp_keep_alive: Annotated[object, Ignored("disable_tcp_keep_alive has no effect")] = None
-    tcp_keep_alive: Annotated[object, Ignored("tcp_keep_alive has no effect")] = None
-    tcp_keep_alive_interval: Annotated[object, Ignored("tcp_keep_alive_interval has no effect")] = None
     udp_fragment: Annotated[object, Ignored("udp_fragment has no effect: datagrams of every size are carried")] = None
     network_strategy: Annotated[object, Ignored(f"network_strategy has no effect: {_NETWORKS}")] = None
     network_type: Annotated[object, Ignored(f"network_type has no effect: {_NETWORKS}")] = None
