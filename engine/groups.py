@@ -121,6 +121,11 @@ class Groups:
         self._supervisor.set_policy(self.policy)
         self._supervisor.send_all(report)
 
+    def look_again(self) -> None:
+        """What was found dead may be alive where the machine is now: the next flows find out."""
+        for group, member in tuple(self._passed_over):
+            self.on_passed_over(PassedOver(group=group, member=member, until=0.0))
+
     def _take(self, group: str, member: str) -> None:
         self._chosen[group] = member
         self._supervisor.set_policy(self.policy)

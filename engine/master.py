@@ -24,7 +24,6 @@ from engine.choices import Choices, open_choices
 from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
 from engine.control import ControlServer
-from engine.every import every
 from engine.fake_names import FakeNamesError, fake_ip_config, open_fake_names
 from engine.groups import Groups
 from engine.heartbeat import Heartbeat
@@ -39,10 +38,12 @@ from engine.netconf import Network, front
 from engine.network_plan import FWMARK, answers_every_server, network_plan
 from engine.notify import notify, watchdog_interval
 from engine.owners import FlowOwners, open_owners
+from engine.periodic import every
 from engine.proxy_names import ProxyNames
 from engine.reload import Reloader
 from engine.responder import Responder
 from engine.rights import keep_master_rights
+from engine.roaming import Roaming
 from engine.run.network import PrivateNetwork
 from engine.run_dir import lock_run_dir
 from engine.supervisor import Report, Supervisor, WorkerFailed
@@ -217,6 +218,7 @@ class _Master:
         notify("READY=1")
         if (interval := watchdog_interval()) is not None:
             undo.callback(every(self.loop, interval, lambda: notify("WATCHDOG=1")))
+        undo.callback(Roaming(self.loop, network.events, self.supervisor, self.groups).close)
         await self.stopped.wait()
         notify("STOPPING=1")
         log.info("stopping")

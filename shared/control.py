@@ -32,6 +32,7 @@ __all__ = [
     "LookUp",
     "LookedUp",
     "LoopSuspected",
+    "MeasureNow",
     "Measured",
     "Message",
     "PassedOver",
@@ -145,6 +146,10 @@ class AskDns(msgspec.Struct, tag="ask_dns", frozen=True):
 
 class FlushDns(msgspec.Struct, tag="flush_dns", frozen=True):
     """Forget all DNS answers."""
+
+
+class MeasureNow(msgspec.Struct, tag="measure_now", frozen=True):
+    """The machine is in another network, or was suspended: test the members of urltest groups at once."""
 
 
 class TapLog(msgspec.Struct, tag="tap_log", frozen=True):
@@ -346,6 +351,7 @@ FromMaster = (
     | PassedOver  # passed on to all workers
     | AskDns
     | FlushDns
+    | MeasureNow
     | TapLog
 )
 FromWorker = (

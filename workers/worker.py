@@ -110,6 +110,8 @@ async def _serve(
                 dns.ask(message.query, OWN_QUESTION, lambda data: channel.send(control.DnsAnswered(message.id, data)))
             case control.FlushDns():
                 dns.forget()
+            case control.MeasureNow():
+                relay.measure_now()
             case control.TapLog():
                 tap.set_level(message.level)
             case control.TestDelay():

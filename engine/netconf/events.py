@@ -47,10 +47,15 @@ class EventBook:
         self._clock = clock
         self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self.counts: dict[str, int] = dict.fromkeys(KINDS, 0)
+        self.on_event: Callable[[Event], None] | None = None
+        """Told of each event, once it is remembered."""
 
     def note(self, kind: Kind, text: str, *, level: int | None = logging.INFO) -> None:
         """Something has happened. `level`: of its line in the log; None: somebody else tells it there."""
-        self.events.append(Event(self._clock(), kind, text))
+        event = Event(self._clock(), kind, text)
+        self.events.append(event)
         self.counts[kind] += 1
         if level is not None:
             log.log(level, "%s", text)
+        if self.on_event is not None:
+            self.on_event(event)

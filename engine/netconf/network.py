@@ -125,8 +125,8 @@ class Network:
     def _on_moved(self, egress: tuple[int, int]) -> None:
         """The machine has another default route (macOS): new connections leave by it, and so do hosts beside the tun."""
         why = "the machine is in another network" if any(egress) else "the machine is in no network"
-        self.events.note("default_route_moved", why, level=None)
         self._tell_moved(egress)
+        self.events.note("default_route_moved", why, level=None)
         self._start_renewal(why)
 
     async def _on_removed(self) -> None:

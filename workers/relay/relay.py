@@ -84,6 +84,7 @@ class Relay:
             )
         )
         self.pass_over = self._outbounds.take
+        self.measure_now = self._outbounds.measure_now
         self.policy = PolicyInForce(self._outbounds, dns, self.processes, config.index)
         self._owners = Owners(self.policy.find_owner, config.workers)
         self._accounts = Accounts(counters, tell)

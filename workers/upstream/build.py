@@ -152,6 +152,12 @@ class Outbounds:
         if isinstance(group, FallbackGroup):
             group.take(found)
 
+    def measure_now(self) -> None:
+        """Test the members of urltest groups at once."""
+        for outbound in self.by_tag.values():
+            if isinstance(outbound, Urltest):
+                outbound.measure_now()
+
     def close(self) -> None:
         """Close all of them."""
         for outbound in self.by_tag.values():

@@ -89,6 +89,12 @@ class Urltest(ChosenMember):
         elif self._task is not None and self._task.done():  # it had been idle for long
             self._task = self._loop.create_task(self._measure_again_and_again(), name=f"urltest {self.tag}")
 
+    def measure_now(self) -> None:
+        """What was measured before means nothing any more. Harmless in a worker that does not measure."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = self._loop.create_task(self._measure_again_and_again(), name=f"urltest {self.tag}")
+
     async def _measure_again_and_again(self) -> None:
         while monotonic() - self._used_at < self._config.idle_timeout:
             await self._measure_all()

@@ -216,6 +216,20 @@ async def test_tests_end_when_nobody_uses_the_group_and_begin_again() -> None:
 
 
 @on_loop
+async def test_members_are_tested_at_once_when_the_machine_is_elsewhere() -> None:
+    member = Member("a", 0.0)
+    async with bed(member, interval=3600.0) as b:
+        await until(lambda: bool(b.rounds))
+        member.error = ProxyFailed("not from here")
+        b.group.measure_now()
+        await until(lambda: len(b.rounds) == 2)
+        assert b.rounds[1][1] == {"a": None}
+    async with bed(Member("a", 0.0), measures=False) as b:
+        b.group.measure_now()
+        assert b.group._task is None
+
+
+@on_loop
 async def test_worker_that_does_not_measure_tells_that_it_uses_the_group() -> None:
     async with bed(Scripted("a"), Scripted("b"), measures=False, interval=3600.0) as b:
         assert b.group.choose("b")

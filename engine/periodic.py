@@ -1,4 +1,4 @@
-"""Calls something again and again."""
+"""Calls that repeat on an event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,8 +7,7 @@ __all__ = ["every"]
 
 
 def every(loop: asyncio.AbstractEventLoop, interval: float, call: Callable[[], None]) -> Callable[[], None]:
-    """Call `call` every `interval` seconds; returns what ends it."""
-
+    """Call `call` every `interval` seconds; return what ends that."""
     handle: asyncio.TimerHandle
 
     def tick() -> None:
