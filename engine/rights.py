@@ -4,6 +4,7 @@ They stay user 0, whose files are theirs in any case; what they cannot do any mo
 mount, enter namespaces, trace kernels, set clocks, make device files, or change owners of files.
 """
 
+import logging
 import os
 import stat
 from collections.abc import Iterable
@@ -21,12 +22,14 @@ from shared.privileges import (
     CAP_SYS_PTRACE,
     CAP_SYS_RESOURCE,
 )
-from shared.system import keep_capabilities
+from shared.system import keep_capabilities, kernel_confinement
 
 if TYPE_CHECKING:
     from engine.config.model import EngineConfig
 
 __all__ = ["GUARDIAN", "MASTER", "SERVICE", "RightsError", "keep_master_rights", "keep_rights"]
+
+log = logging.getLogger(__name__)
 
 MASTER = {
     CAP_NET_ADMIN: "CAP_NET_ADMIN",  # tun, routes, rules, nftables, owners of sockets; a worker's SO_MARK
@@ -51,7 +54,12 @@ class RightsError(Exception):
 
 
 def keep_master_rights(run_dir: Path, config: "EngineConfig") -> None:
-    """Give up all but MASTER; call it before anything is opened and any thread begins. Raises RightsError."""
+    """Give up all but MASTER; call it before anything is opened and any thread begins. Raises RightsError.
+
+    Say, too, what will not confine the workers, which can give up no more than the kernel lets them.
+    """
+    for remark in kernel_confinement().remarks:
+        log.warning("%s", remark)
     cache = config.cache
     keep_rights(MASTER, [run_dir, *([Path(cache.path).parent] if cache is not None and cache.path is not None else [])])
 

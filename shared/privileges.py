@@ -23,6 +23,7 @@ __all__ = [
     "CAP_SYS_RESOURCE",
     "drop_privileges",
     "keep_capabilities",
+    "wait_until_alone",
 ]
 
 # include/uapi/linux/prctl.h
@@ -64,7 +65,7 @@ def keep_capabilities(keep: Collection[int]) -> None:
     Of those that we have not, none is gained. They belong to a thread: call it while there is but one. Those that begin later
     inherit what it has.
     """
-    _wait_until_alone()
+    wait_until_alone()
     libc = ctypes.CDLL(None, use_errno=True)
     header = _CapabilityHeader(_CAPABILITY_VERSION_3, 0)
     data = (_CapabilityData * 2)()
@@ -83,7 +84,7 @@ def keep_capabilities(keep: Collection[int]) -> None:
     _set_capabilities(libc, data[0].permitted & sum(1 << capability for capability in set(keep)))
 
 
-def _wait_until_alone() -> None:
+def wait_until_alone() -> None:
     """A thread that was joined may still be about to end. Raises OSError when others go on: they would keep what they have."""
     deadline = time.monotonic() + THREADS_TIMEOUT
     while len(os.listdir("/proc/self/task")) > 1:

@@ -24,6 +24,7 @@ from shared.privileges import CAP_NET_ADMIN
 from shared.rules.flow import Ends
 from shared.rules.matcher import Compiler
 from shared.system import MessageSocket, drop_privileges, message_socket
+from workers.confinement import confine_worker
 from workers.dns.names import KnownNames
 from workers.dns.worker_dns import WorkerDns
 from workers.link import Link
@@ -55,6 +56,11 @@ def run(
         drop_privileges(config.uid, keep=(CAP_NET_ADMIN,) if _marks_sockets(config.policy) else ())
     except OSError as error:
         send_now(channel, control.Failed(f"cannot become uid {config.uid}: {error.strerror}"))
+        return 1
+    try:
+        confine_worker()
+    except OSError as error:
+        send_now(channel, control.Failed(f"cannot be confined ({error.filename}: {error.strerror})"))
         return 1
     if os.getppid() != master_pid:  # it died before this process could be told to die with it
         return 1

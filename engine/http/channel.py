@@ -12,7 +12,7 @@ import msgspec
 
 from engine.requests import Reply, Request
 
-__all__ = ["Answer", "Channel", "Closed", "Configure", "Engine", "Question"]
+__all__ = ["Answer", "Channel", "Closed", "Configure", "Engine", "Question", "receive_configuration"]
 
 MESSAGE_MAX = 64 * 1024 * 1024
 """Bytes; twenty thousand flows take about ten million."""
@@ -89,6 +89,24 @@ class Channel:
     def close(self) -> None:
         """Close this end."""
         self._writer.close()
+
+
+def receive_configuration(sock: socket.socket) -> Configure:
+    """Return the first message; blocks, since there is no loop yet. Raises Closed."""
+
+    def read(size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = sock.recv(size - len(data))
+            if not more:
+                raise Closed
+            data += more
+        return data
+
+    try:
+        return msgspec.msgpack.decode(read(int.from_bytes(read(4), "big")), type=Configure)
+    except OSError:
+        raise Closed from None
 
 
 class Engine:

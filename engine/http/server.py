@@ -13,14 +13,14 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import uvloop
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from engine.http.access import Access, Refused
-from engine.http.channel import Channel, Closed, Configure, Engine
+from engine.http.channel import Channel, Closed, Configure, Engine, receive_configuration
 from engine.http.clash.routes import add_routes
+from engine.http.confinement import confine_http
 from engine.http.door import IDLE_TIMEOUT, Door
 from engine.http.health import healthz
 from engine.http.prometheus import metrics
@@ -45,14 +45,9 @@ def run(master_pid: int, channel_fd: int, listener_fds: Sequence[int]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     listeners = [socket.socket(fileno=fd) for fd in listener_fds]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_serve(master_pid, socket.socket(fileno=channel_fd), listeners))
-
-
-async def _serve(master_pid: int, channel_socket: socket.socket, listeners: Sequence[socket.socket]) -> int:
-    channel = await Channel.open(channel_socket)
+    channel = socket.socket(fileno=channel_fd)
     try:
-        config = msgspec.msgpack.decode(await channel.receive(), type=Configure)
+        config = receive_configuration(channel)
     except Closed:  # the engine has stopped already
         return 0
     configure_logging(config.log_level, "json" if config.log_format == "json" else "text", name="http")
@@ -67,7 +62,21 @@ async def _serve(master_pid: int, channel_socket: socket.socket, listeners: Sequ
     if ui is not None and not os.access(ui / "index.html", os.R_OK):
         log.error("external_ui: user %s cannot read %s: no dashboard is served", config.uid, ui / "index.html")
         ui = None
-    engine = Engine(channel)
+    try:
+        # Before there is a loop: libuv aborts when it may not go on with the io_uring that it has.
+        confine_http(ui)
+    except OSError as error:
+        log.error("the HTTP process cannot be confined (%s: %s)", error.filename, error.strerror)
+        return 1
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, channel, listeners, ui))
+    return 0
+
+
+async def _serve(
+    config: Configure, channel_socket: socket.socket, listeners: Sequence[socket.socket], ui: Path | None
+) -> None:
+    engine = Engine(await Channel.open(channel_socket))
     access = Access(secret=config.secret, origins=config.origins, names=config.names)
     app = make_app(engine, access, ui)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT, keepalive_timeout=IDLE_TIMEOUT)
@@ -79,7 +88,6 @@ async def _serve(master_pid: int, channel_socket: socket.socket, listeners: Sequ
     await engine.run()
     app[DOOR].close()
     await runner.cleanup()
-    return 0
 
 
 def make_app(engine: Engine, access: Access, ui: Path | None = None) -> web.Application:

@@ -7,6 +7,7 @@
     end of process  pidfd                                kqueue, EVFILT_PROC
     privileges      set*id, no_new_privs, PDEATHSIG      set*id; the end of the control channel is that of the master
     capabilities    few are kept                         there are none
+    confinement     Landlock, seccomp                    none: the user alone
     way out         SO_BINDTODEVICE                      IP_BOUND_IF
     local ports     IP_LOCAL_PORT_RANGE, 127.0.0.0/8     as the kernel chooses
 
@@ -22,10 +23,12 @@ __all__ = [
     "MessageSocket",
     "bind_to_interface",
     "clear_doorbell",
+    "confine",
     "create_memory",
     "drop_privileges",
     "file_limit",
     "keep_capabilities",
+    "kernel_confinement",
     "message_pair",
     "message_socket",
     "open_doorbell",
@@ -43,10 +46,12 @@ if sys.platform == "darwin":
         MessageSocket,
         bind_to_interface,
         clear_doorbell,
+        confine,
         create_memory,
         drop_privileges,
         file_limit,
         keep_capabilities,
+        kernel_confinement,
         message_pair,
         message_socket,
         open_doorbell,
@@ -63,10 +68,12 @@ else:
         MessageSocket,
         bind_to_interface,
         clear_doorbell,
+        confine,
         create_memory,
         drop_privileges,
         file_limit,
         keep_capabilities,
+        kernel_confinement,
         message_pair,
         message_socket,
         open_doorbell,

@@ -8,9 +8,11 @@ import secrets
 import select
 import socket
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from shared.confinement import Confinement
 from shared.system.stream import StreamMessages
 
 __all__ = [
@@ -20,10 +22,12 @@ __all__ = [
     "MessageSocket",
     "bind_to_interface",
     "clear_doorbell",
+    "confine",
     "create_memory",
     "drop_privileges",
     "file_limit",
     "keep_capabilities",
+    "kernel_confinement",
     "message_pair",
     "message_socket",
     "open_doorbell",
@@ -175,6 +179,16 @@ def drop_privileges(uid: int | None, *, keep: Collection[int] = ()) -> None:
         os.setgroups([])
         os.setgid(uid)  # of root, these set the real, effective and saved ones
         os.setuid(uid)
+
+
+def kernel_confinement() -> Confinement:
+    """See shared/confinement.py."""
+    return Confinement(0, False, ("macOS has neither Landlock nor seccomp: workers are confined by their user alone",))
+
+
+def confine(readable: Iterable[Path], *, sockets: bool) -> None:
+    """See shared/confinement.py. There is nothing to confine with: sandbox_init(3) is deprecated, its rules not documented."""
+    del readable, sockets
 
 
 def keep_capabilities(keep: Collection[int]) -> None:

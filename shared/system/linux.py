@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 from typing import NamedTuple
 
+from shared.confinement import confine, kernel_confinement
 from shared.privileges import drop_privileges, keep_capabilities
 
 __all__ = [
@@ -16,10 +17,12 @@ __all__ = [
     "MessageSocket",
     "bind_to_interface",
     "clear_doorbell",
+    "confine",
     "create_memory",
     "drop_privileges",
     "file_limit",
     "keep_capabilities",
+    "kernel_confinement",
     "message_pair",
     "message_socket",
     "open_doorbell",

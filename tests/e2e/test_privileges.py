@@ -1,4 +1,4 @@
-"""What somebody can do who has taken over a worker: one that has given up its privileges tries it."""
+"""What somebody can do who has taken over a worker or the HTTP process: everything is tried from inside of real ones."""
 
 import json
 import os
@@ -12,66 +12,61 @@ import pytest
 
 from engine.rights import GUARDIAN, MASTER
 from engine.users import HTTP_UID, WORKER_UID
+from shared.confinement import kernel_confinement
 from shared.privileges import CAP_DAC_OVERRIDE
-from tests.support.engine import ENGINE, bed
-from tests.support.netns import wait_until
+from tests.support.engine import ENGINE, bed, running_engine
+from tests.support.netns import topology, wait_until
+from tests.support.upstreams import embedded
 
 SOMEBODY = 60999
 """A user that nobody is."""
 
 pytestmark = pytest.mark.e2e
 
-ATTEMPTS = r"""
-import ctypes, fcntl, json, os, signal, socket, struct, subprocess, sys
-from shared.system import drop_privileges
-
-master, run_dir, uid = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-drop_privileges(uid)
-
-def attempt(action):
-    try:
-        action()
-    except (OSError, subprocess.CalledProcessError) as error:
-        return type(error).__name__
-    return "SUCCEEDED"
-
-def tun():
-    fd = os.open("/dev/net/tun", os.O_RDWR)
-    fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"evil0", 0x1001))
-
-def become_root():
-    os.setuid(0)
-
-def control():
-    socket.socket(socket.AF_UNIX).connect(run_dir + "/control.sock")
-
-print(json.dumps({
-    "read a file of root": attempt(lambda: open("/etc/shadow").read()),
-    "read the journal": attempt(lambda: open(run_dir + "/network.journal").read()),
-    "read the master's memory": attempt(lambda: open(f"/proc/{master}/mem", "rb")),
-    "read the master's environment": attempt(lambda: open(f"/proc/{master}/environ").read()),
-    "signal the master": attempt(lambda: os.kill(master, signal.SIGTERM)),
-    "ask the master": attempt(control),
-    "open a tun": attempt(tun),
-    "open a raw socket": attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)),
-    "change routes": attempt(lambda: subprocess.run(
-        ["ip", "route", "add", "192.0.2.99", "dev", "lo"], check=True, capture_output=True)),
-    "become root": attempt(become_root),
-    "write a kernel parameter": attempt(lambda: open("/proc/sys/net/ipv4/ip_forward", "w").write("1")),
-}))
-"""
+INTRUDER = Path(__file__).parents[1] / "support" / "intruder"
+ATTEMPTS = 53
 
 
-@pytest.mark.parametrize("uid", [WORKER_UID, HTTP_UID], ids=["worker", "http"])
-def test_who_has_taken_over_a_process_gets_nowhere(run_dir: Path, uid: int) -> None:
+@pytest.fixture
+def intruder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Directory by which engines that are started from now on have workers that were taken over (support/intruder)."""
+    folder = tmp_path / "intruder"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(INTRUDER))
+    monkeypatch.setenv("TUNLOOM_INTRUDER", str(folder))
+    return folder
+
+
+@pytest.mark.skipif(bool(kernel_confinement().remarks), reason="needs a kernel with Landlock and seccomp")
+@pytest.mark.parametrize("kind", ["worker", "http"])
+def test_who_has_taken_over_a_process_gets_nowhere(run_dir: Path, tmp_path: Path, intruder: Path, kind: str) -> None:
+    root_file = tmp_path / "root's"
+    root_file.touch(0o600)
     with bed(run_dir) as made:
-        before = made.net.client.snapshot()
-        arguments = (sys.executable, "-P", "-c", ATTEMPTS, str(made.engine.pid), str(run_dir), str(uid))
-        outcomes = json.loads(made.net.client.run(*arguments))
-        assert {what: outcome for what, outcome in outcomes.items() if outcome == "SUCCEEDED"} == {}
-        assert len(outcomes) == 11
+        before, status = made.net.client.snapshot(), made.engine.status()
+        first, second = (worker.pid for worker in status.workers)
+        pid, other = (first, second) if kind == "worker" else (status.http_pid, first)
+        assert pid is not None
+        names = {"master": made.engine.pid, "guardian": status.guardian_pid, "other": other}
+        question = {"run_dir": str(run_dir), "root_file": str(root_file), **names}
+        (intruder / "question").write_text(json.dumps(question))
+        wait_until(lambda: catches(pid, signal.SIGUSR2), 60.0, what="a confined process")
+        os.kill(pid, signal.SIGUSR2)
+        answer = intruder / f"answer-{pid}"
+        wait_until(lambda: answer.read_text().endswith("\n"), 60.0, what="the outcome of all attempts")
+        outcomes = json.loads(answer.read_text())
+        assert {what: came for what, came in outcomes.items() if not came.startswith("PermissionError: ")} == {}
+        assert len(outcomes) == ATTEMPTS + (kind == "worker")
         assert made.net.client.snapshot() == before
-        assert made.engine.status().workers[0].state == "running"
+        after = made.engine.status()
+        assert [worker.pid for worker in after.workers] == [first, second]
+        assert (after.http_pid, after.guardian_pid) == (status.http_pid, status.guardian_pid)
+    assert not Path("/tmp/tunloom-evil").exists()
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal (SigCgt of proc_pid_status(5))."""
+    return bool(capabilities(pid, "SigCgt") >> (number - 1) & 1)
 
 
 def own_user(pid: int | None) -> int:
@@ -140,6 +135,18 @@ def test_run_directory_of_somebody_else(run_dir: Path) -> None:
             lambda: capabilities(guardian) == mask({*GUARDIAN, CAP_DAC_OVERRIDE}),
             what="the guardian giving up its rights",
         )
+
+
+def test_kernel_without_landlock(run_dir: Path) -> None:
+    """The engine starts all the same, and says what is missing."""
+    wrapper = (sys.executable, "-m", "tests.support.old_kernel")
+    with (
+        topology() as net,
+        embedded(net.internet) as url,
+        running_engine(net.client, run_dir, proxy=url, workers=1, wrapper=wrapper) as engine,
+    ):
+        assert "no Landlock, so that their user alone keeps workers from files: the kernel has none" in engine.log
+        assert engine.status().workers[0].state == "running"
 
 
 def test_password_is_nowhere_to_be_read(run_dir: Path) -> None:
