@@ -111,6 +111,39 @@ async def test_socks5_reply_codes(code: int, refusal: Refusal) -> None:
     assert error.refusal is refusal
 
 
+@pytest.mark.parametrize("bound", [bytes((1, *range(6))), bytes((4, *range(18))), b"\3\0\0\1", b"\3\4name\0\1"])
+@pytest.mark.parametrize("size", [1, 4, 100])
+@on_loop
+async def test_what_the_server_says_behind_the_socks5_reply_is_not_lost(bound: bytes, size: int) -> None:
+    answer = b"\5\0\0" + bound + b"220 the server speaks first\r\n"
+
+    async def session(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.write(b"\5\0")
+        await reader.readexactly(SOCKS5_REQUEST)
+        for at in range(0, len(answer), size):
+            writer.write(answer[at : at + size])
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async with tcp_server(session) as proxy:
+        sock = await upstream(proxy).connect("203.0.113.1", 25)
+        assert await exchange(sock, b"") == b"220 the server speaks first\r\n"
+
+
+@on_loop
+async def test_a_refusal_without_an_address_is_understood() -> None:
+    async with tcp_server(script(SOCKS5_GREETING, (SOCKS5_REQUEST, b"\5\3"))) as proxy:
+        assert (await failure(upstream(proxy))).refusal is Refusal.NET_UNREACHABLE
+
+
+@pytest.mark.parametrize("answer", [b"\4\0\0\1" + bytes(6), b"\5\0\0\2" + bytes(18)])
+@on_loop
+async def test_what_answers_a_request_with_something_else_has_failed(answer: bytes) -> None:
+    async with tcp_server(script(SOCKS5_GREETING, (SOCKS5_REQUEST, answer))) as proxy:
+        assert isinstance(await failure(upstream(proxy)), ProxyFailed)
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "refusal"),
     [
