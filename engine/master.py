@@ -174,7 +174,7 @@ class _Master:
         for remark in await network.apply(network_plan(config, self.tun)):
             log.warning("%s", remark)
         if options.tun is None and config.tun.auto_route and answers_every_server(config):
-            here = config.policy.loop_guard
+            here = self.owners.guards
             if await resolved.announce(self.tun.name, config.tun.dns_addresses, proxy_is_here=here):
                 undo.push_async_callback(resolved.revert, self.tun.name)
         self._start_ingress(undo)

@@ -128,6 +128,11 @@ class FlowOwners:
             self._guard.start(upstreams, fake_ranges=_fake_ranges(policy))
         return msgspec.structs.replace(policy, loop_guard=self._guards)
 
+    @property
+    def guards(self) -> bool:
+        """Whether a proxy of the policy in force runs on this machine."""
+        return self._guards
+
     async def close(self) -> None:
         """Answer no more."""
         for task in self._tasks:
@@ -162,15 +167,15 @@ class FlowOwners:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, worker: int, question: FindProcess, send: Send) -> None:
-        process, is_own = ProcessInfo(), False
+        process, is_own, lasts = ProcessInfo(), False, False
         ends = Ends(*(getattr(question, field) for field in Ends._fields))
         try:
             if self._guards and self._guard is not None and not question.for_view:
-                proxy = await self._guard.own_proxy(ends)
+                proxy, lasts = await self._guard.own_proxy(ends)
                 process, is_own = proxy or process, proxy is not None
             need = Need.PROCESS if question.for_view else self._need
             if self._finder is not None and need and (not is_own or question.for_view):
                 process = await self._finder.find(ends, user_only=need is Need.USER)
         except ProcessError as error:
             log.warning("%s", error)
-        send(worker, ProcessFound(question.id, process, is_own))
+        send(worker, ProcessFound(question.id, process, is_own, lasts))

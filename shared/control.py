@@ -85,6 +85,8 @@ class ProcessFound(msgspec.Struct, tag="process_found", frozen=True):
     process: ProcessInfo
     direct: bool = False
     """The flow is the local proxy's own: it goes out directly, whatever the rules say."""
+    lasts: bool = False
+    """What is said of `direct` holds for whatever else its socket sends."""
 
 
 class Select(msgspec.Struct, tag="select", frozen=True):

@@ -82,28 +82,32 @@ class LoopGuard:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def own_proxy(self, flow: Ends) -> ProcessInfo | None:
-        """Return the proxy whose own a flow is that came out of the tun, and learn from it; None: it is an application's."""
+    async def own_proxy(self, flow: Ends) -> tuple[ProcessInfo | None, bool]:
+        """Return the proxy whose own a flow is that came out of the tun, and learn from it; None: it is an application's.
+
+        And whether that holds for all that its socket sends: what a resolver asks is the proxy's at one time, and an
+        application's at another.
+        """
         now = self._clock()
         try:
             sock = await self._finder.find_socket(flow)
             proxy = await self._proxies.owner(sock) if sock is not None else None
             is_question = flow.destination_port == DNS_PORT
             if sock is not None and proxy is None and is_question and await self._proxies.waits_for(sock):
-                return await self._finder.owner(sock)
+                return await self._finder.owner(sock), False
         except ProcessError as error:
             self._tell_failure(error)
-            return None
+            return None, False
         if sock is None or proxy is None:
             self._servers.asked_for(flow.destination, now)
-            return None
+            return None, sock is None or not self._proxies.is_resolver(sock)
         if self._may_be_server(flow):
             udp_socket = sock.inode if flow.network == "udp" else None
             if self._servers.contacted(flow.destination, now, udp_socket=udp_socket):
                 self._changes.put_nowait((flow.destination, True))
                 for address in self._servers.surplus():
                     self._changes.put_nowait((address, False))
-        return proxy
+        return proxy, True
 
     async def follow(self, flow: Ends) -> bool:
         """Look whether a flow that seems to lead in a circle is of a program behind a proxy; if so, it is let out from now on."""

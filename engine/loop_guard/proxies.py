@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from ipaddress import ip_address
+from time import monotonic
 
 from engine.processes import Socket
 from engine.processes.finder import ProcessFinder
@@ -25,6 +26,8 @@ Endpoint = tuple[bytes, int]
 ENDPOINTS_MAX = 16
 """Proxies that are followed, those of a chain among them."""
 DNS_PORT = 53
+RESOLVERS_FOR = 2.0
+"""Seconds after which it is looked again whether a resolver has started."""
 INIT = 1
 """It holds the sockets of socket-activated services too, and everything is its child."""
 
@@ -47,12 +50,17 @@ class _View:
 
     proxies: Mapping[Endpoint, _Proxy]
     uids: frozenset[int]
-    """Users of the proxies, of their descendants and of the listening sockets."""
+    """Users of the proxies, of their descendants, of the listening sockets and of resolvers."""
     sockets: Mapping[int, ProcessInfo]
     """Inodes of all their sockets, each with the proxy that it belongs to."""
+    resolvers: Mapping[int, int]
+    """Inodes of the sockets at port 53 of other programs, each with a process that holds it."""
+    of_resolvers: frozenset[int]
+    """Inodes of all sockets of those processes."""
+    made_at: float
 
 
-_NOTHING = _View({}, frozenset(), {})
+_NOTHING = _View({}, frozenset(), {}, {}, frozenset(), float("-inf"))
 
 
 class LocalProxies:
@@ -123,8 +131,13 @@ class LocalProxies:
         """
         if not self._view.proxies:
             return False
-        await self.look()
-        return await self._finder.in_thread(self._is_asked, sock)
+        if monotonic() - self._view.made_at > RESOLVERS_FOR:
+            await self.look()
+        return self.is_resolver(sock) and await self._finder.in_thread(self._is_asked, sock)
+
+    def is_resolver(self, sock: Socket) -> bool:
+        """Whether the program that a socket is of was found to answer at port 53, when `owner` was asked about the socket."""
+        return sock.inode in self._view.of_resolvers
 
     def close(self) -> None:
         """Give up looking; whoever waits is cancelled."""
@@ -166,7 +179,24 @@ class LocalProxies:
             uids.update(uid for pid in family if (uid := table.uid_of(pid)) is not None)
             for pid in family:
                 sockets.update(dict.fromkeys(held(pid), proxy.process))
-        return _View(proxies, frozenset(uids), sockets)
+        resolvers = self._find_resolvers(sockets, all_listeners, held)
+        uids.update(uid for pid in resolvers.values() if (uid := table.uid_of(pid)) is not None)
+        of_resolvers = frozenset(inode for pid in set(resolvers.values()) for inode in held(pid))
+        return _View(proxies, frozenset(uids), sockets, resolvers, of_resolvers, monotonic())
+
+    def _find_resolvers(
+        self, ours: Collection[int], listeners: Iterable[Socket], held: Callable[[int], set[int]]
+    ) -> dict[int, int]:
+        """Find who answers at port 53; those who did so at the last look are not looked for."""
+        at_port = [*self._finder.table.bound(DNS_PORT), *(one for one in listeners if one.local_port == DNS_PORT)]
+        wanted = {one.inode: one.uid for one in at_port if one.inode not in ours}
+        before = self._view.resolvers
+        found = {inode: before[inode] for inode in wanted if inode in before and inode in held(before[inode])}
+        new = wanted.keys() - found.keys()
+        if new:
+            holders = self._finder.table.holders(new, uids={wanted[inode] for inode in new})
+            found.update((inode, holder.pid) for inode, holder in holders.items() if holder.pid != INIT)
+        return found
 
     def _identify(self, listeners: list[Socket]) -> _Proxy:
         """Find who holds the listening sockets."""

@@ -87,7 +87,7 @@ table {TABLE} {{
         goto elsewhere
     }}
     chain elsewhere {{
-        ct direction reply accept comment "inbound connections"
+        ct direction reply ct state established accept comment "inbound connections, and no ICMP errors, which quote packets"
         tcp sport < 32768 tcp flags & (syn | ack) != syn accept comment "those from before, that conntrack takes for ours"
         ip daddr {{ 224.0.0.0/4, 255.255.255.255 }} accept
         ip6 daddr {{ fe80::/10, ff00::/8 }} accept

@@ -1,4 +1,4 @@
-"""DNS servers and rules of a configuration, fake addresses, proxies without UDP; and that nothing of it leaves past the proxy."""
+"""DNS servers and rules of a configuration, fake addresses, and proxies without UDP."""
 
 import json
 import re
@@ -11,11 +11,18 @@ from typing import Any
 
 import pytest
 
-from tests.support.capture import capture
 from tests.support.certificates import make_certificate
-from tests.support.dns_servers import LAN_SERVER, PUBLIC_SERVER, lan, public_servers, unbound, with_resolver
+from tests.support.dns_servers import (
+    LAN_SERVER,
+    PUBLIC_SERVER,
+    lan,
+    names_at_the_proxy,
+    public_servers,
+    unbound,
+    with_resolver,
+)
 from tests.support.engine import Engine, running_engine
-from tests.support.netns import CLIENT_V4, CLIENT_V6, PROXY_V4, PROXY_V6, TARGET_V4, TARGET_V6, Topology, wait_until
+from tests.support.netns import PROXY_V4, TARGET_V4, TARGET_V6, Topology, wait_until
 from tests.support.sockets import udp_socket
 from tests.support.upstreams import embedded, needs, targets
 from tests.workers.dns.messages import ask
@@ -96,13 +103,6 @@ def test_each_kind_of_server_is_asked_as_rules_say(net: Topology, tmp_path: Path
         bindings = dig(net, "+short", "quic.example", "HTTPS")
         assert "h3,h2" in bindings and TARGET_V4 in bindings and TARGET_V6 not in bindings
         assert net.direct_packets() == 0
-
-
-@contextmanager
-def names_at_the_proxy(work: Path, *lines: str) -> Iterator[Sequence[str]]:
-    """A command before that of a proxy, which then finds these names in its /etc/hosts."""
-    (work / "hosts").write_text("".join(f"{line}\n" for line in lines))
-    yield ("unshare", "--mount", "sh", "-c", f"mount --bind '{work}/hosts' /etc/hosts && exec \"$@\"", "sh")
 
 
 def test_fake_address_is_connected_by_name_and_survives_a_restart(net: Topology, tmp_path: Path, run_dir: Path) -> None:
@@ -211,56 +211,6 @@ def test_proxy_with_udp_is_verified(net: Topology, tmp_path: Path, run_dir: Path
         with running_engine(net.client, run_dir, proxy=url) as engine:
             wait_until(lambda: engine.status().udp == "yes", timeout=60, what="the verdict about UDP")
             assert 'alpn="h3,h2"' in dig(net, "+short", "quic.example", "HTTPS")
-
-
-MODES = {
-    "default": None,
-    "fakeip": {
-        "servers": [
-            {"type": "tcp", "tag": "tcp", "server": PUBLIC_SERVER, "detour": "proxy"},
-            {"type": "fakeip", "tag": "fake", "inet4_range": "198.18.0.0/15", "inet6_range": "fc00::/18"},
-        ],
-        "rules": [{"query_type": ["A", "AAAA"], "server": "fake"}],
-    },
-    "reverse": {
-        "servers": [{"type": "udp", "tag": "udp", "server": PUBLIC_SERVER, "detour": "proxy"}],
-        "reverse_mapping": True,
-    },
-}
-
-
-@pytest.mark.parametrize("udp", [True, False], ids=["udp", "no-udp"])
-@pytest.mark.parametrize("mode", MODES)
-def test_no_question_and_no_packet_leaves_past_the_proxy(
-    net: Topology, tmp_path: Path, run_dir: Path, mode: str, udp: bool
-) -> None:
-    dns = MODES[mode]
-    with ExitStack() as stack:
-        for entered in (lan(net), targets(net.internet), public_servers(net.internet, tmp_path)):
-            stack.enter_context(entered)
-        wrapper = stack.enter_context(
-            names_at_the_proxy(tmp_path, f"{TARGET_V4} web.example", f"{TARGET_V6} web.example")
-        )
-        url = stack.enter_context(embedded(net.internet, *(() if udp else ("--no-udp",)), wrapper=wrapper))
-        options = ("-c", config(tmp_path, dns)) if dns is not None else ()
-        stack.enter_context(running_engine(net.client, run_dir, *options, proxy=None if dns else url))
-        seen = stack.enter_context(capture(net.client, "uplink"))
-        for server in LAN_SERVER, TARGET_V4, "10.9.8.7":
-            for transport in "+notcp", "+tcp":
-                dig(net, transport, "who.example", "TXT", server=server)
-        for version in "-4", "-6":
-            assert curl(net, tmp_path, "http://web.example/page", version) == "200"
-        assert len(seen.read()) > 10
-        assert seen.to_port(53) == []
-        assert seen.beside(PROXY_V4, PROXY_V6) == []
-        assert {packet.source for packet in seen.packets} <= {
-            CLIENT_V4,
-            CLIENT_V6,
-            PROXY_V4,
-            PROXY_V6,
-            "fe80::1",
-            "fe80::2",
-        }
 
 
 def test_ten_thousand_broken_messages_do_no_harm(net: Topology, tmp_path: Path, run_dir: Path) -> None:

@@ -11,6 +11,7 @@ from tests.support.netns import Namespace
 __all__ = ["Capture", "Packet", "capture"]
 
 _ETH_P_ALL = 3  # include/uapi/linux/if_ether.h
+_PACKET_OUTGOING = 4  # include/uapi/linux/if_packet.h
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6  # include/linux/socket.h, include/uapi/linux/if_packet.h
 _RCVBUFFORCE = 33  # SO_RCVBUFFORCE, include/uapi/asm-generic/socket.h
 _SIZE = 128  # bytes kept of a packet: all headers
@@ -26,6 +27,10 @@ class Packet:
     source_port: int
     destination: str
     destination_port: int
+    leaves: bool
+    """It was sent out of the interface, not received there."""
+    opens: bool
+    """It is TCP's SYN without ACK."""
 
 
 @dataclass
@@ -39,10 +44,10 @@ class Capture:
         """Return all packets since the beginning. Fails when the kernel had to drop some."""
         while True:
             try:
-                frame, (_, ethertype, *_) = self.sock.recvfrom(_SIZE)
+                frame, (_, ethertype, kind, *_) = self.sock.recvfrom(_SIZE)
             except BlockingIOError:
                 break
-            packet = _parse(frame, ethertype)
+            packet = _parse(frame, ethertype, kind == _PACKET_OUTGOING)
             if packet is not None:
                 self.packets.append(packet)
         _, dropped = struct.unpack("II", self.sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
@@ -76,7 +81,7 @@ def capture(namespace: Namespace, interface: str) -> Iterator[Capture]:
         yield Capture(sock)
 
 
-def _parse(data: bytes, ethertype: int) -> Packet | None:
+def _parse(data: bytes, ethertype: int, leaves: bool) -> Packet | None:
     if ethertype == 0x0800 and len(data) >= 20:
         protocol, at = data[9], (data[0] & 15) * 4
         family, source, destination = socket.AF_INET, data[12:16], data[16:20]
@@ -88,4 +93,6 @@ def _parse(data: bytes, ethertype: int) -> Packet | None:
     ports = (0, 0)
     if protocol in (6, 17) and len(data) >= at + 4:
         ports = int.from_bytes(data[at : at + 2], "big"), int.from_bytes(data[at + 2 : at + 4], "big")
-    return Packet(protocol, socket.inet_ntop(family, source), ports[0], socket.inet_ntop(family, destination), ports[1])
+    ends = socket.inet_ntop(family, source), ports[0], socket.inet_ntop(family, destination), ports[1]
+    opens = protocol == 6 and len(data) > at + 13 and data[at + 13] & 0x12 == 0x02
+    return Packet(protocol, *ends, leaves, opens)

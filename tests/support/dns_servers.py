@@ -9,7 +9,16 @@ from tests.support.certificates import Certificate
 from tests.support.netns import TARGET_V4, TARGET_V6, Namespace, Topology, ip, wait_until
 from tests.support.upstreams import needs
 
-__all__ = ["LAN_SERVER", "OTHER_SERVER", "PUBLIC_SERVER", "lan", "public_servers", "unbound", "with_resolver"]
+__all__ = [
+    "LAN_SERVER",
+    "OTHER_SERVER",
+    "PUBLIC_SERVER",
+    "lan",
+    "names_at_the_proxy",
+    "public_servers",
+    "unbound",
+    "with_resolver",
+]
 
 PUBLIC_SERVER, OTHER_SERVER = "1.1.1.1", "9.9.9.9"
 """On the internet's lo: the server that stands in for those of a LAN, and another."""
@@ -109,3 +118,10 @@ def with_resolver(client: Namespace, work: Path, server: str, *command: str) -> 
     (work / "resolv.conf").write_text(f"nameserver {server}\n")
     script = f"mount --bind '{work}/resolv.conf' /etc/resolv.conf && exec \"$@\""
     return client.run("unshare", "--mount", "sh", "-c", script, "sh", *command)
+
+
+@contextmanager
+def names_at_the_proxy(work: Path, *lines: str) -> Iterator[Sequence[str]]:
+    """A command before that of a proxy, which then finds these names in its /etc/hosts."""
+    (work / "hosts").write_text("".join(f"{line}\n" for line in lines))
+    yield ("unshare", "--mount", "sh", "-c", f"mount --bind '{work}/hosts' /etc/hosts && exec \"$@\"", "sh")

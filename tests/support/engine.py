@@ -91,7 +91,12 @@ def running_engine(
         stopped = code if code is not None else service.stop(STOP_TIMEOUT)
     assert code is not None or stopped == 0, f"the engine exited with {stopped}:\n{service.output}"
     assert "Traceback" not in service.output, service.output
-    wait_until(lambda: client.snapshot() == before, what="the network as it was before")
+    try:
+        wait_until(lambda: client.snapshot() == before, timeout=30)
+    except AssertionError:
+        now = client.snapshot()
+        changed = {what: (before[what], now[what]) for what in before if before[what] != now[what]}
+        raise AssertionError(f"the network is not as it was before, but: {changed}") from None
 
 
 @dataclass(frozen=True)

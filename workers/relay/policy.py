@@ -44,9 +44,19 @@ class PolicyInForce:
         return self._router.final
 
     def hijacks(self, destination: bytes, port: int) -> bool:
-        """Whether datagrams to this destination are for the DNS service, whoever sends them."""
+        """Whether datagrams to this destination are for the DNS service, whichever application sends them."""
         assert self._router is not None, "a policy is loaded before packets flow"
         return self._router.hijacks(destination, port)
+
+    @property
+    def guards(self) -> bool:
+        """Whether a flow may be the local proxy's own, to which no rule applies."""
+        assert self._router is not None, "a policy is loaded before packets flow"
+        return self._router.guards
+
+    async def is_own(self, ends: Ends) -> tuple[bool, bool]:
+        """See ProcessService."""
+        return await self._processes.is_own(ends)
 
     def begin(self, ends: Ends) -> FlowFacts:
         """Return what is known of a new flow, its decision not yet made."""

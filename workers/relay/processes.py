@@ -34,9 +34,19 @@ class Processes:
 
     async def of(self, ends: Ends, *, for_view: bool = False) -> tuple[ProcessInfo, bool]:
         """See ProcessService."""
+        found = await self._ask_master(ends, for_view)
+        return (found.process, found.direct) if found is not None else (NOBODY, False)
+
+    async def is_own(self, ends: Ends) -> tuple[bool, bool]:
+        """See ProcessService."""
+        found = await self._ask_master(ends, for_view=False)
+        return (found.direct, found.lasts) if found is not None else (False, False)
+
+    async def _ask_master(self, ends: Ends, for_view: bool) -> ProcessFound | None:
+        """None: it did not answer, which is counted."""
         if len(self._waiting) >= WAITING_MAX:
             self._counters[Cell.PROCESS_UNKNOWN] += 1
-            return NOBODY, False
+            return None
         number = next(self._ids)
         answer: asyncio.Future[ProcessFound] = self._loop.create_future()
         self._waiting[number] = answer
@@ -44,13 +54,12 @@ class Processes:
             if not self._ask(FindProcess(number, *ends, for_view=for_view)):
                 raise TimeoutError
             async with asyncio.timeout(TIMEOUT):
-                found = await answer
+                return await answer
         except TimeoutError:
             self._counters[Cell.PROCESS_UNKNOWN] += 1
-            return NOBODY, False
+            return None
         finally:
             del self._waiting[number]
-        return found.process, found.direct
 
     async def owner_of(self, ends: Ends) -> ProcessInfo:
         """Return the owner alone, for DNS rules."""

@@ -64,7 +64,7 @@ class Router:
         self._outbounds = outbounds
         self.final = outbounds[policy.route.final or policy.outbounds[0].tag]
         self.guards = policy.loop_guard
-        self._by_destination = 0 if self.guards else _rules_by_destination(policy)
+        self._by_destination = _rules_by_destination(policy)
         self._hijacked: dict[tuple[bytes, int], bool] = {}
         self._rejected: dict[int, deque[float]] = {}
 
@@ -73,7 +73,8 @@ class Router:
         return Decision(self, flow)
 
     def hijacks(self, destination: bytes, port: int) -> bool:
-        """Whether datagrams to this destination are for the DNS service, whoever sends them; False: not always, at least.
+        """Whether datagrams to this destination are for the DNS service, whichever application sends them; False: not always,
+        at least. The local proxy's own are not, where the router `guards`.
 
         Remembered, so that a question from a port of its own, as most are, is not decided as a flow of its own.
         """

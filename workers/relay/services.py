@@ -51,3 +51,6 @@ class ProcessService(Protocol):
 
         Of the owner as much as rules need, or with `for_view` all that can be found out.
         """
+
+    async def is_own(self, ends: Ends) -> tuple[bool, bool]:
+        """Return whether a flow is the local proxy's own, and whether that holds for all that its socket sends."""

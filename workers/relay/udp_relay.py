@@ -17,6 +17,7 @@ from shared.metrics import Cell, Counters
 from shared.rules.flow import Ends
 from shared.rules.matcher import NeedProcess
 from workers.relay.accounts import Accounts
+from workers.relay.askers import Askers
 from workers.relay.facts import FlowFacts
 from workers.relay.loops import LoopWatch
 from workers.relay.policy import PolicyInForce
@@ -65,6 +66,7 @@ class UdpRelay:
         self._policy = policy
         self._config = config
         self._on_failed = on_failed
+        self._askers = Askers(loop, counters, policy.is_own)
         self._sweep_timer: asyncio.TimerHandle | None = None
 
     def on_datagram(
@@ -77,10 +79,15 @@ class UdpRelay:
         payload: memoryview,
     ) -> None:
         """Stack: a datagram of the application."""
-        if destination_port == DNS_PORT and self._policy.hijacks(destination, DNS_PORT):
-            self._ask(version, source, source_port, destination, payload)
-            return
         flow = self.flows.get((source, source_port))
+        if destination_port == DNS_PORT and self._policy.hijacks(destination, DNS_PORT):
+            if not self._policy.guards or self._askers.knows((source, source_port), self.stack.now):
+                self._ask(version, source, source_port, destination, payload)
+                return
+            if flow is None:
+                ends = Ends("udp", source, source_port, destination, destination_port)
+                self._askers.hold(ends, bytes(payload), self._ask_or_carry)
+                return
         if flow is not None:
             target = flow.targets.get((destination, destination_port))
             if target is not None:
@@ -89,6 +96,20 @@ class UdpRelay:
                 target.send(payload)
                 return
         self._begin(flow, Ends("udp", source, source_port, destination, destination_port), payload)
+
+    def _ask_or_carry(self, ends: Ends, query: bytes, is_own: bool) -> None:
+        """It has been found out whose question it is; the local proxy's own is carried by a flow like any other."""
+        _, source, source_port, destination, _ = ends
+        payload = memoryview(query)
+        if not is_own:
+            self._ask(4 if len(source) == 4 else 6, source, source_port, destination, payload)
+            return
+        flow = self.flows.get(ends[1:3])
+        target = flow.targets.get(ends[3:]) if flow is not None else None
+        if target is None:
+            self._begin(flow, ends, payload)
+        else:
+            target.send(payload)
 
     def _ask(self, version: int, source: bytes, source_port: int, destination: bytes, payload: memoryview) -> None:
         """A question for the DNS service: nothing of it is kept here."""
@@ -113,6 +134,7 @@ class UdpRelay:
 
     def close(self) -> None:
         """Close every leg."""
+        self._askers.close()
         for flow in tuple(self.flows.values()):
             self.remove(flow)
         if self._sweep_timer is not None:
@@ -221,7 +243,8 @@ class UdpRelay:
             self._refuse_target(flow, target)
             return
         decision = target.facts.decision
-        timeout = decision.udp_timeout or PROTOCOL_TIMEOUTS.get(decision.flow.protocol or "")
+        protocol = decision.flow.protocol or ("dns" if target.endpoint[1] == DNS_PORT else "")
+        timeout = decision.udp_timeout or PROTOCOL_TIMEOUTS.get(protocol)
         flow.idle_timeout = max(flow.idle_timeout, timeout or self._config.idle_timeout)
         host = decision.targets()[0] if decision.stands_alone(target.facts.ends) else None
         carrier, is_new = flow.carrier(outbound, host, target.endpoint if host is not None else None)

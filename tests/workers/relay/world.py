@@ -96,7 +96,7 @@ class World:
         self.told.append(message)
         if isinstance(message, control.FindProcess) and message.destination_port in self.processes:
             process, direct = self.processes[message.destination_port]
-            self._loop.call_soon(self.relay.processes.found, control.ProcessFound(message.id, process, direct))
+            self._loop.call_soon(self.relay.processes.found, control.ProcessFound(message.id, process, direct, True))
         return True
 
     def _on_packet(self) -> None:
