@@ -80,6 +80,7 @@ def relay(proxy: Endpoint, kind: str = "socks5", **udp: Any) -> Iterator[Setup]:
             on_udp_support=lambda tag, supported, reason: support.append(supported),
             on_used=lambda tag: None,
             on_measured=lambda group, delays, has_changed: None,
+            on_passed_over=lambda found: None,
         )
     )
     policy = PolicyInForce(outbounds, worker_dns(counters), cast(Any, None))
