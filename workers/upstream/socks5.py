@@ -46,7 +46,7 @@ async def authenticate(stream: "ProxyStream", proxy: ProxyConfig) -> None:
         await stream.write(bytes((PASSWORD_VERSION, len(name))) + name + bytes((len(password),)) + password)
         _, status = await stream.read_exactly(2)
         if status:
-            raise ProxyFailed(f"the proxy {proxy} refuses the user name or password")
+            raise ProxyFailed(f"the proxy {proxy} does not serve us: it refuses the user name or password")
 
 
 async def read_reply(stream: "ProxyStream") -> tuple[int, tuple[int, bytes, int]]:
