@@ -1,6 +1,5 @@
 """A look at a running engine: what `engine status` and the metrics show. Nothing is stopped and no worker is asked."""
 
-import asyncio
 import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from engine.choices import Choices
 from engine.groups import Groups
 from engine.http.process import HttpProcess
 from engine.ingress import Ingress
+from engine.memory import ProcessMemory
 from engine.netconf import Network
 from engine.outbound_health import outbound_health, outbound_states
 from engine.reload import Reloader
@@ -21,8 +21,6 @@ from shared.metrics import DROPS, Cell, Counters, cells_used
 from shared.pool import Pool
 
 __all__ = ["Inspector"]
-
-MEMORY_AGE = 5.0  # seconds for which a measurement of memory is given again: the kernel walks every page for it
 
 
 class Inspector:
@@ -61,12 +59,12 @@ class Inspector:
         self.http: HttpProcess | None = None
         self._started_at = monotonic()
         self._version = version("tunloom")
-        self._memory: dict[int, int | None] = {}
-        self._memory_until = 0.0
+        self._memory = ProcessMemory()
 
     async def status(self) -> EngineStatus:
         """Return how things stand."""
-        memory = await self._measure_memory()
+        everybody = (os.getpid(), self._http_pid, *(worker.pid for worker in self._supervisor.workers))
+        memory = await self._memory.of([pid for pid in everybody if pid is not None])
         master, guardian = self._pool.counters[-1], self._network.guardian
         return EngineStatus(
             version=self._version,
@@ -147,16 +145,6 @@ class Inspector:
             drops=_drops(row),
         )
 
-    async def _measure_memory(self) -> dict[int, int | None]:
-        """Return the proportional set size, in bytes, of our processes by pid; measured in a thread, at most MEMORY_AGE old."""
-        everybody = [os.getpid(), self._http_pid, *(worker.pid for worker in self._supervisor.workers)]
-        pids = [pid for pid in everybody if pid is not None]
-        now = monotonic()
-        if now >= self._memory_until or self._memory.keys() != set(pids):
-            self._memory_until = now + MEMORY_AGE
-            self._memory = await asyncio.to_thread(lambda: {pid: _proportional_set_size(pid) for pid in pids})
-        return self._memory
-
 
 def _network_status(network: Network) -> NetworkStatus:
     return NetworkStatus(
@@ -184,12 +172,3 @@ def _tun_dropped(name: str) -> int:
         if colon and interface.strip() == name:
             return int(fields.split()[11])
     return 0
-
-
-def _proportional_set_size(pid: int) -> int | None:
-    """Bytes of memory that a process takes, its share of shared pages included (proc(5)); None when we may not know."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)

@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class Window:
     times: tuple[float, ...]
     mbit: float
     """Per second, both ways, IP packets."""
-    dropped: float
-    """Packets, by the engine and by the kernel before it."""
+    dropped: dict[str, float]
+    """Reason -> packets, by the engine and by the kernel before it (tun_queue_full); without the zeros."""
     sent: int
     lost: int
     """Of the call."""
@@ -86,7 +87,7 @@ def judged(having: list[Window], lacking: list[Window]) -> tuple[list[str], bool
         lines.append(f"| {name} | {of[0]} | {of[1]} |")
 
     row("Mbit/s, median", (f"{median(w.mbit for w in having):,.0f}", f"{median(w.mbit for w in lacking):,.0f}"))
-    row("packets dropped", (f"{_dropped(having):,.0f}", f"{_dropped(lacking):,.0f}"))
+    row("packets dropped", (_dropped(having), _dropped(lacking)))
     row("datagrams of the call lost", (_lost_text(having), _lost_text(lacking)))
     lines.append("")
     lines.append(
@@ -97,8 +98,11 @@ def judged(having: list[Window], lacking: list[Window]) -> tuple[list[str], bool
     return lines, p99 < GOAL and lost_more <= LOST_MORE_MAX
 
 
-def _dropped(windows: list[Window]) -> float:
-    return sum(window.dropped for window in windows)
+def _dropped(windows: list[Window]) -> str:
+    reasons: Counter[str] = Counter()
+    for window in windows:
+        reasons.update({reason: round(count) for reason, count in window.dropped.items()})
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common()) or "none"
 
 
 def _lost_share(windows: list[Window]) -> float:
@@ -125,7 +129,12 @@ def _window(lab: LoadLab, seconds: float, every: float | None) -> Window:
         call.counts = False
         after, took = _counted(lab), monotonic() - began
     carried = sum(after[name] - before[name] for name in ("bytes in", "bytes out"))
-    dropped = sum(value - before.get(name, 0.0) for name, value in after.items() if name.startswith("dropped "))
+    dropped = {
+        name.removeprefix("dropped "): after[name] - before.get(name, 0.0)
+        for name in after
+        if name.startswith("dropped ")
+    }
+    dropped = {reason: count for reason, count in dropped.items() if count}
     return Window(tuple(times), carried * 8e-6 / took, dropped, call.sent, call.sent - call.received)
 
 

@@ -7,6 +7,8 @@ import time
 import gevent.local
 from geventhttpclient.connectionpool import ConnectionPool
 from locust import FastHttpUser, User, between, constant, task
+from locust.exception import StopUser
+from locust.user.task import LOCUST_STATE_STOPPING
 
 from engine.demo.targets import HTTP_PORT, http_request, http_response
 from loadtests.flow_ends import FlowEnds
@@ -103,6 +105,8 @@ class HttpHold(User):
             self.wait_a_while()
             return
         self.wait_a_while()
+        if self._state == LOCUST_STATE_STOPPING:
+            raise StopUser  # ten thousand that close at once, with a request of each under way, are another test
         with exchange(self, "HTTP", "hold: GET", self._ends) as made:
             self._ask(made)
 
