@@ -12,7 +12,7 @@ from engine.requests import FlowsPart, ListFlows
 from shared.control import FlowView, decode_views, flow_name
 from shared.process import ProcessInfo
 
-__all__ = ["SORT_KEYS", "FlowError", "LiveFlow", "ask_flows", "filtered", "live_flows", "sorted_flows"]
+__all__ = ["SORT_KEYS", "FlowError", "LiveFlow", "ask_flows", "endpoint_text", "filtered", "live_flows", "sorted_flows"]
 
 
 class FlowError(Exception):
@@ -61,6 +61,11 @@ class LiveFlow(msgspec.Struct, frozen=True, kw_only=True):
         return self.name or self.destination
 
 
+def endpoint_text(address: str, port: int) -> str:
+    """Return address and port in one: an IPv6 address stands in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def live_flows(parts: Iterable[FlowsPart]) -> list[LiveFlow]:
     """Decode an answer to ListFlows."""
     now = time()
@@ -101,8 +106,8 @@ _FIELDS: dict[str, Callable[[LiveFlow], Any]] = {
     "id": lambda flow: flow.id,
     "worker": lambda flow: flow.worker,
     "network": lambda flow: flow.network,
-    "source": lambda flow: f"{flow.source}:{flow.source_port}",
-    "destination": lambda flow: f"{flow.destination}:{flow.destination_port}",
+    "source": lambda flow: endpoint_text(flow.source, flow.source_port),
+    "destination": lambda flow: endpoint_text(flow.destination, flow.destination_port),
     "name": lambda flow: flow.name or "",
     "protocol": lambda flow: flow.protocol or "",
     "process": lambda flow: flow.process_name,

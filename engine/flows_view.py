@@ -1,15 +1,20 @@
 """`engine flows` and `engine usage` for people."""
 
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.flows import LiveFlow
+from engine.flows import LiveFlow, endpoint_text
+from engine.printable import printable
 from engine.usage import Total
 
 __all__ = ["flows_table", "print_flows", "print_usage", "size_text"]
+
+PIPE_WIDTH = 1000
+"""Characters of a line that goes to no terminal."""
 
 
 def size_text(count: float) -> str:
@@ -32,6 +37,11 @@ def _milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1000:.1f}"
 
 
+def _shown(text: str) -> str:
+    """For a cell of a table: neither the terminal nor rich obeys it."""
+    return escape(printable(text))
+
+
 def flows_table(flows: Sequence[LiveFlow]) -> Table:
     """Return a table, a line a flow."""
     table = Table(box=None, padding=(0, 1, 0, 0))
@@ -43,15 +53,15 @@ def flows_table(flows: Sequence[LiveFlow]) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for flow in flows:
-        destination = f"{flow.destination}:{flow.destination_port}"
+        destination = endpoint_text(flow.destination, flow.destination_port)
         table.add_row(
             flow.id,
             flow.network,
-            f"{flow.source}:{flow.source_port}",
-            escape(f"{flow.name} ({destination})" if flow.name else destination),
-            escape(flow.process_name),
-            escape(flow.rule),
-            escape(" > ".join(flow.chain)),
+            escape(endpoint_text(flow.source, flow.source_port)),
+            _shown(f"{flow.name} ({destination})" if flow.name else destination),
+            _shown(flow.process_name),
+            _shown(flow.rule),
+            _shown(" > ".join(flow.chain)),
             size_text(flow.up),
             size_text(flow.down),
             _duration(flow.age),
@@ -61,22 +71,27 @@ def flows_table(flows: Sequence[LiveFlow]) -> Table:
     return table
 
 
+def _console() -> Console:
+    """Of the terminal's width; a pipe or a file has none, and nothing is cut off there."""
+    return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
+
+
 def print_flows(flows: Sequence[LiveFlow], count: int) -> None:
     """Print `flows`, of `count` that there are."""
-    console = Console()
+    console = _console()
     console.print(flows_table(flows))
     console.print(f"{len(flows):,} flows" if len(flows) == count else f"{len(flows):,} of {count:,} flows")
 
 
 def print_usage(totals: Sequence[Total], title: str) -> None:
     """Print totals by program or destination."""
-    console = Console()
+    console = _console()
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column(title, overflow="fold")
     for column in ("flows", "up", "down", "since", "until"):
         table.add_column(column, justify="right", no_wrap=True)
     for total in totals:
-        name = escape(total.name) or "(not known)"
+        name = _shown(total.name) or "(not known)"
         table.add_row(
             name, f"{total.flows:,}", size_text(total.up), size_text(total.down), total.first_day, total.last_day
         )

@@ -21,8 +21,9 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.control import ask
-from engine.flows import LiveFlow, ask_flows, filtered, sorted_flows
+from engine.flows import FlowError, LiveFlow, ask_flows, filtered, sorted_flows
 from engine.flows_view import flows_table, size_text
+from engine.printable import printable
 from engine.requests import CloseFlows, EngineStatus, Measure, Measurement
 from shared.metrics import Cell, OutboundCell, outbound_at
 
@@ -100,8 +101,11 @@ class Top:
     @property
     def shown(self) -> list[LiveFlow]:
         """The flows in their order."""
-        filters = (self.filter,) if self.filter and "=" not in self.filter else ()
-        return sorted_flows(filtered(self.flows, filters), self.sort)
+        try:
+            found = filtered(self.flows, (self.filter,) if self.filter else ())
+        except FlowError:  # no such field, or not yet: it is being typed
+            found = []
+        return sorted_flows(found, self.sort)
 
     def screen(self, height: int) -> Group:
         """Return what is to be seen."""
@@ -114,7 +118,9 @@ class Top:
         keys = f"filter: {self.filter}_ (Enter, Esc)" if self.is_typing else "s sort  / filter  x close first  q quit"
         note = f" filter {self.filter!r}" if self.filter else ""
         return Group(
-            Text(f"tunloom {status.version}  {status.interface} -> {status.proxy}  {len(self.flows):,} flows"),
+            Text(
+                f"tunloom {status.version}  {status.interface} -> {printable(status.proxy)}  {len(self.flows):,} flows"
+            ),
             *(self._throughput(name, label) for name, label in (("in", "up  "), ("out", "down"))),
             *tables,
             Text(f"{len(shown):,} flows by {self.sort}{note}   {keys}", style="reverse"),
@@ -153,7 +159,7 @@ class Top:
             carried = [flow for flow in self.flows if tag in flow.chain]
             if carried or self._per.get(f"{tag} up"):
                 up, down = (size_text(self._per.get(f"{tag} {way}", 0.0)) for way in ("up", "down"))
-                table.add_row(escape(tag), f"{len(carried):,}", up, down)
+                table.add_row(escape(printable(tag)), f"{len(carried):,}", up, down)
         return table
 
 

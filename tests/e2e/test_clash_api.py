@@ -1,6 +1,7 @@
 """The Clash API and `engine flows` of a running engine: what is shown is what flows, and what is asked is done."""
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -126,3 +127,14 @@ def test_wrong_options_are_one_sentence(api: Bed) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.startswith("engine: --") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("options", [("flows",), ("flows", "--json"), ("usage",), ("usage", "--json"), ("status",)])
+def test_a_pipe_that_nobody_reads_is_no_traceback(api: Bed, options: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*ENGINE, *options, "--run-dir", str(api[1].run_dir)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from engine.control import REQUEST_MAX, ControlServer, NotRunning, ask
-from engine.requests import EngineStatus, Reply, Request, Status, Stop, WorkerStatus
+from engine.requests import EngineStatus, FlowsPart, ListFlows, Reply, Request, Status, Stop, WorkerStatus
 from engine.run_dir import wait_until_unlocked
 from tests.support.loop import on_loop
 
@@ -64,6 +64,24 @@ async def test_request_gets_its_reply(tmp_path: Path) -> None:
     async with server(tmp_path):
         assert await asyncio.to_thread(ask, tmp_path, Status()) == Reply(status=STATUS)
         assert await asyncio.to_thread(ask, tmp_path, Stop()) == Reply(ok=True)
+
+
+@pytest.mark.parametrize("parts", [0, 1, 3])
+@on_loop
+async def test_flows_come_in_parts_and_are_one_reply(tmp_path: Path, parts: int) -> None:
+    wanted = Reply(flows=[FlowsPart(number, bytes([number]) * 40_000) for number in range(parts)])
+
+    async def answer(request: Request) -> Reply:
+        return wanted
+
+    server = ControlServer(tmp_path / "control.sock", answer)
+    await server.start()
+    try:
+        assert await asyncio.to_thread(ask, tmp_path, ListFlows()) == wanted
+        line = await converse(tmp_path, b'{"command": "flows"}\n')
+        assert line == msgspec.json.encode(wanted) + b"\n"
+    finally:
+        await server.stop()
 
 
 @on_loop
