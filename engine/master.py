@@ -228,7 +228,7 @@ class _Master:
     @property
     def destination(self) -> str:
         """Where flows go that no rule takes: the proxy's URL, or the tag of another kind of outbound."""
-        policy = self.reloader.config.policy
+        policy = self.reloader.policy
         default = next(outbound for outbound in policy.outbounds if outbound.tag == policy.route.final)
         return str(default.proxy) if isinstance(default, ProxyOutbound) else default.tag
 

@@ -58,6 +58,8 @@ class Reloader:
         self._counted = counted
         self._choices = choices
         self._one_at_a_time = asyncio.Lock()
+        if self.mode != config.mode:
+            log.info("the mode is %s, as it was chosen before", self.mode)
 
     @property
     def modes(self) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ def print_status(status: EngineStatus) -> None:
     link = "" if status.link_up else "[red]down[/], "
     offload = ", ".join(status.offload) or "none"
     console.print(
-        f"[bold]tunloom {status.version}[/], pid {status.pid}, up {_duration(status.uptime)}\n"
+        f"[bold]tunloom {status.version}[/], pid {status.pid}, up {_duration(status.uptime)}, mode {escape(status.mode)}\n"
         f"{escape(status.interface)} ({link}mtu {status.mtu}, offload: {offload}) -> {escape(status.proxy)}, "
         f"UDP: {escape(status.udp)}\n"
         f"read {status.packets_in:,} packets, {_bytes(status.bytes_in)}; "

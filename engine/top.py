@@ -115,12 +115,11 @@ class Top:
         tables = (self._workers(status), self._outbounds())
         used = HEAD_LINES + sum(table.row_count for table in tables)
         shown = self.shown
+        goes = f"{status.interface} -> {printable(status.proxy)}"
         keys = f"filter: {self.filter}_ (Enter, Esc)" if self.is_typing else "s sort  / filter  x close first  q quit"
         note = f" filter {self.filter!r}" if self.filter else ""
         return Group(
-            Text(
-                f"tunloom {status.version}  {status.interface} -> {printable(status.proxy)}  {len(self.flows):,} flows"
-            ),
+            Text(f"tunloom {status.version}  {goes}  mode {printable(status.mode)}  {len(self.flows):,} flows"),
             *(self._throughput(name, label) for name, label in (("in", "up  "), ("out", "down"))),
             *tables,
             Text(f"{len(shown):,} flows by {self.sort}{note}   {keys}", style="reverse"),

@@ -106,6 +106,7 @@ def test_a_reload_and_a_new_worker_keep_the_mode(bed: Bed) -> None:
     net.client.run(*ENGINE, "reload", "--run-dir", str(engine.run_dir))
     assert get(net, "/configs")["mode"] == "direct"
     assert chain(net) == ["direct"]
+    assert engine.status().proxy == "direct"
     pids = [worker.pid for worker in engine.status().workers]
     for pid in pids:
         assert pid is not None
@@ -131,6 +132,7 @@ def test_mode_and_choices_outlive_the_engine(tmp_path: Path) -> None:
             assert chain(net) == ["two", "choice"]
         with running_engine(net.client, tmp_path / "run", *options):
             assert get(net, "/configs")["mode"] == "global"
+            assert "mode global" in net.client.run(*ENGINE, "status", "--run-dir", str(tmp_path / "run"))
             assert get(net, "/proxies/choice")["now"] == "two"
             assert [chain(net) for _ in range(6)] == [["two", "choice"]] * 6
 
