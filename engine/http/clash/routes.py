@@ -141,6 +141,10 @@ async def _configs(request: web.Request) -> web.Response:
 
 
 async def _reload(request: web.Request) -> web.Response:
+    """Dashboards send `path` and `payload` along, empty; another configuration than the engine's own is refused."""
+    body = await _body(request)
+    if body.get("path") or body.get("payload"):
+        return _json({"message": "the engine reads the files again that it was started with, and no others"}, 400)
     done = _there((await _ask(request, Reload(), RELOAD_TIMEOUT)).reloaded)
     return _json({"message": "; ".join(done.errors)}, 400) if done.errors else web.Response(status=204)
 

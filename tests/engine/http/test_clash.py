@@ -26,6 +26,8 @@ from engine.requests import (
     LogPart,
     Measure,
     OutboundStatus,
+    Reload,
+    Reloaded,
     Reply,
     Request,
     RulesStatus,
@@ -71,6 +73,8 @@ class Master:
                 return Reply(outbounds=[group, OutboundStatus(tag="one", kind="socks5", is_default=False)])
             case ListRules():
                 return Reply(rules=RulesStatus(rules=[], final="one", rule_sets={"ads": 3}))
+            case Reload():
+                return Reply(reloaded=Reloaded())
             case _:
                 return Reply(ok=True)
 
@@ -225,6 +229,19 @@ async def test_what_there_is_not_is_said(method: str, path: str, code: int) -> N
     async with served(Master(), secret="") as client, client.request(method, path, data=b"[]") as response:
         assert response.status == code
         assert (await response.json())["message"]
+
+
+@on_loop
+async def test_the_engines_own_configuration_is_read_again_and_no_other() -> None:
+    master = Master()
+    async with served(master, secret="") as client:
+        for body in ({}, {"path": "", "payload": ""}):
+            async with client.put("/configs?force=true", json=body) as response:
+                assert response.status == 204
+        for body in ({"path": "/etc/passwd"}, {"payload": "port: 1"}):
+            async with client.put("/configs", json=body) as response:
+                assert response.status == 400
+        assert master.asked == [Reload()] * 2
 
 
 @on_loop
