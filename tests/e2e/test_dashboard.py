@@ -1,4 +1,7 @@
-"""An existing dashboard, zashboard as it is published, works with the engine: driven in headless Chromium."""
+"""An existing dashboard, zashboard as it is published, works with the engine: driven in headless Chromium.
+
+metacubexd and yacd are in no package registry with their built files, so that they are not tried here.
+"""
 
 import json
 import zipfile
@@ -40,6 +43,11 @@ def _element(text: str) -> str:
     return f"[...document.querySelectorAll('*')].find(each => each.children.length == 0 && each.innerText == '{text}')"
 
 
+def _with_role(selector: str, text: str) -> str:
+    """JavaScript: the first element that `selector` finds and that shows this text, whatever its case."""
+    return f"[...document.querySelectorAll('{selector}')].find(each => each.innerText.trim().toLowerCase() == '{text}')"
+
+
 def test_zashboard_shows_closes_and_switches(
     net: Topology, run_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -76,10 +84,21 @@ def test_zashboard_shows_closes_and_switches(
             page.wait_for(f"{_element('two')} !== undefined", "the selector's members")
             page.evaluate(f"{_element('two')}.click()")
             wait_until(lambda: chosen(net) == "two", timeout=30, what="the other member")
+            # it changes the mode
+            page.wait_for(f"{_with_role('[aria-haspopup=listbox]', 'rule')} !== undefined", "the mode")
+            page.evaluate(f"{_with_role('[aria-haspopup=listbox]', 'rule')}.click()")
+            page.wait_for(f"{_with_role('[role=option]', 'direct')} !== undefined", "the other modes")
+            page.evaluate(f"{_with_role('[role=option]', 'direct')}.click()")
+            wait_until(lambda: mode(net) == "direct", timeout=30, what="the mode direct")
         except BaseException:
             page.screenshot(folder / "last.png")
             print(f"what was seen last: {folder / 'last.png'}")
             raise
+
+
+def mode(net: Topology) -> str:
+    """What the engine says of its mode."""
+    return str(request(net.client, "/configs", port=9090).json["mode"])
 
 
 def chosen(net: Topology) -> str:
