@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+import typer
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,7 +13,7 @@ from engine.flows import LiveFlow, endpoint_text
 from engine.printable import printable
 from engine.usage import Total
 
-__all__ = ["flows_table", "print_flows", "print_usage", "size_text"]
+__all__ = ["flow_lines", "print_flows", "print_usage", "size_text"]
 
 PIPE_WIDTH = 1000
 """Characters of a line that goes to no terminal."""
@@ -37,38 +39,54 @@ def _milliseconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds * 1000:.1f}"
 
 
-def _shown(text: str) -> str:
-    """For a cell of a table: neither the terminal nor rich obeys it."""
-    return escape(printable(text))
+def flow_lines(flows: Sequence[LiveFlow], width: int) -> list[str]:
+    """Return a title and a line a flow, none longer than `width` columns. Rich's tables take seconds for ten thousand."""
+    rows = [_TITLES, *map(_cells, flows)]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    over = sum(widths) + len(widths) - 1 - width
+    for column in sorted(_LEAST, key=lambda column: widths[column], reverse=True):
+        cut = max(0, min(over, widths[column] - _LEAST[column]))
+        widths[column] -= cut
+        over -= cut
+    return [_line(row, widths, width) for row in rows]
 
 
-def flows_table(flows: Sequence[LiveFlow]) -> Table:
-    """Return a table, a line a flow."""
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("id", no_wrap=True)
-    table.add_column("net", no_wrap=True)
-    for title, width in (("source", 6), ("destination", 22), ("process", 4), ("rule", 4), ("outbound", 4)):
-        table.add_column(title, no_wrap=True, overflow="ellipsis", min_width=width)
-    for title in ("up", "down", "age", "RTT ms"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for flow in flows:
-        destination = endpoint_text(flow.destination, flow.destination_port)
-        table.add_row(
-            flow.id,
-            flow.network,
-            escape(endpoint_text(flow.source, flow.source_port)),
-            _shown(f"{flow.name} ({destination})" if flow.name else destination),
-            _shown(flow.process_name),
-            _shown(flow.rule),
-            _shown(" > ".join(flow.chain)),
-            size_text(flow.up),
-            size_text(flow.down),
-            _duration(flow.age),
-            _milliseconds(flow.upstream_rtt),
-            flow.state,
-        )
-    return table
+_TITLES = ("id", "net", "source", "destination", "process", "rule", "outbound", "up", "down", "age", "RTT ms", "state")
+_NUMBERS = frozenset(range(7, 11))
+"""Columns that are aligned to the right."""
+_LEAST = {2: 6, 3: 22, 4: 7, 5: 4, 6: 8}
+"""Columns that may be cut, and how far."""
+
+
+def _cells(flow: LiveFlow) -> tuple[str, ...]:
+    destination = endpoint_text(flow.destination, flow.destination_port)
+    texts = (
+        flow.id,
+        flow.network,
+        endpoint_text(flow.source, flow.source_port),
+        f"{flow.name} ({destination})" if flow.name else destination,
+        flow.process_name,
+        flow.rule,
+        " > ".join(flow.chain),
+        size_text(flow.up),
+        size_text(flow.down),
+        _duration(flow.age),
+        _milliseconds(flow.upstream_rtt),
+        flow.state,
+    )
+    return tuple(map(printable, texts))
+
+
+def _line(row: Sequence[str], widths: Sequence[int], width: int) -> str:
+    cells = []
+    for column, text in enumerate(row):
+        room = widths[column]
+        if cell_len(text) > room:
+            text = set_cell_size(text, room - 1) + "…"
+        gap = " " * (room - cell_len(text))
+        cells.append(gap + text if column in _NUMBERS else text + gap)
+    line = " ".join(cells).rstrip()
+    return line if cell_len(line) <= width else set_cell_size(line, width)
 
 
 def _console() -> Console:
@@ -78,9 +96,8 @@ def _console() -> Console:
 
 def print_flows(flows: Sequence[LiveFlow], count: int) -> None:
     """Print `flows`, of `count` that there are."""
-    console = _console()
-    console.print(flows_table(flows))
-    console.print(f"{len(flows):,} flows" if len(flows) == count else f"{len(flows):,} of {count:,} flows")
+    summary = f"{len(flows):,} flows" if len(flows) == count else f"{len(flows):,} of {count:,} flows"
+    typer.echo("\n".join((*flow_lines(flows, _console().width), summary)))
 
 
 def print_usage(totals: Sequence[Total], title: str) -> None:
@@ -91,7 +108,7 @@ def print_usage(totals: Sequence[Total], title: str) -> None:
     for column in ("flows", "up", "down", "since", "until"):
         table.add_column(column, justify="right", no_wrap=True)
     for total in totals:
-        name = _shown(total.name) or "(not known)"
+        name = escape(printable(total.name)) or "(not known)"
         table.add_row(
             name, f"{total.flows:,}", size_text(total.up), size_text(total.down), total.first_day, total.last_day
         )

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from engine.control import ask
 from engine.flows import FlowError, LiveFlow, ask_flows, filtered, sorted_flows
-from engine.flows_view import flows_table, size_text
+from engine.flows_view import flow_lines, size_text
 from engine.printable import printable
 from engine.requests import CloseFlows, EngineStatus, Measure, Measurement
 from shared.metrics import Cell, OutboundCell, outbound_at
@@ -107,7 +107,7 @@ class Top:
             found = []
         return sorted_flows(found, self.sort)
 
-    def screen(self, height: int) -> Group:
+    def screen(self, width: int, height: int) -> Group:
         """Return what is to be seen."""
         if self._measurement is None:
             return Group(Text("the engine is starting"))
@@ -123,7 +123,7 @@ class Top:
             *(self._throughput(name, label) for name, label in (("in", "up  "), ("out", "down"))),
             *tables,
             Text(f"{len(shown):,} flows by {self.sort}{note}   {keys}", style="reverse"),
-            flows_table(shown[: max(1, height - used)]),
+            *map(Text, flow_lines(shown[: max(1, height - used)], width)),
         )
 
     def _throughput(self, name: str, label: str) -> Text:
@@ -194,7 +194,10 @@ def run_top(run_dir: Path) -> None:
     console = Console()
     top = Top(run_dir)
     top.look()
-    with _keys(), Live(top.screen(console.height), console=console, screen=True, auto_refresh=False) as live:
+    with (
+        _keys(),
+        Live(top.screen(console.width, console.height), console=console, screen=True, auto_refresh=False) as live,
+    ):
         due = monotonic() + INTERVAL
         while True:
             if select.select([sys.stdin], [], [], max(0.0, due - monotonic()))[0]:
@@ -204,4 +207,4 @@ def run_top(run_dir: Path) -> None:
             if monotonic() >= due:
                 top.look()
                 due = monotonic() + INTERVAL
-            live.update(top.screen(console.height), refresh=True)
+            live.update(top.screen(console.width, console.height), refresh=True)

@@ -1,14 +1,13 @@
 """`engine flows` and `engine usage` as people see them: nothing that others have chosen reaches the terminal as it is."""
 
-import io
 import unicodedata
 
 import pytest
-from rich.console import Console
+from rich.cells import cell_len
 
 from engine import flows_view
 from engine.flows import LiveFlow, filtered, live_flows, sorted_flows
-from engine.flows_view import flows_table, print_flows, print_usage
+from engine.flows_view import flow_lines, print_flows, print_usage
 from engine.printable import printable
 from engine.requests import FlowsPart
 from engine.usage import Total
@@ -33,12 +32,23 @@ def controls(text: str) -> set[str]:
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200, 1000])
 def test_no_control_character_is_printed_at_any_width(width: int) -> None:
-    out = io.StringIO()
-    Console(file=out, width=width).print(flows_table(flows()))
-    text = out.getvalue()
-    assert not controls(text)
-    assert text.count("\n") == 3
-    assert all(len(line) <= width for line in text.splitlines())
+    lines = flow_lines(flows(), width)
+    assert len(lines) == 3
+    assert all(len(line) <= width and not controls(line) and "\n" not in line for line in lines)
+
+
+def test_what_is_too_long_is_cut_and_the_rest_stays() -> None:
+    title, _, six = flow_lines(flows(), 130)
+    assert six.startswith("0-2 tcp [fd00::1]:4002 a-name.a-name.")
+    assert six.count("…") == 1
+    assert title.index("down") + 4 == six.rindex("0 B") + 3
+
+
+def test_wide_characters_keep_the_columns() -> None:
+    wide = view(1, name="例え.example", process=ProcessInfo(7, "例え" * 9, "/x", 0, "root"), state="established")
+    lines = flow_lines(live_flows([FlowsPart(0, encode((wide, view(2, state="established"))))]), 1000)
+    ends = {cell_len(line) for line in lines[1:]}
+    assert len(ends) == 1
 
 
 def test_what_others_have_chosen_is_written_out() -> None:
