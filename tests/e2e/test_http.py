@@ -96,6 +96,10 @@ def test_healthz_while_the_interface_is_down(bed: Bed) -> None:
     assert metrics(bed.net.client)["tunloom_interface_up"] == 0
     bed.net.client.run("ip", "link", "set", interface, "up")
     wait_until(lambda: status_of(bed) == 200, what="health")
+    # The routes come back a moment later: flows of the next test are not to go past the tun.
+    for target in (TARGET_V4, TARGET_V6):
+        route = ("ip", "route", "get", target)
+        wait_until(lambda: interface in bed.net.client.run(*route), timeout=30, what="the route")  # noqa: B023
 
 
 def test_foreign_pages_get_nothing(bed: Bed) -> None:
