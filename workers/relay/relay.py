@@ -46,6 +46,8 @@ TELL_INTERVAL = 1.0
 """Seconds between two messages to the master about them."""
 COUNT_INTERVAL = 5.0
 """Seconds between two additions of flows' bytes to those of their outbounds and programs."""
+CLOSED_AT_ONCE = 20
+"""Flows that are reset in one turn of the loop: each takes a packet and the close of a socket."""
 COUNTED_AT_ONCE = 500
 """Flows whose bytes are counted in one turn of the loop: a millisecond at most."""
 FLOWS_IN_MESSAGE = 50
@@ -175,9 +177,19 @@ class Relay:
             self._udp.close_those(lambda facts: any(taken.tag == group.tag for taken in facts.trail))
 
     def close_flow(self, number: int | None) -> None:
-        """Reset one flow, or all."""
-        self._tcp.close_those(lambda facts: number in (None, facts.id))
+        """Reset one flow; or all that there are now, with packets served in between."""
+        if number is None:
+            self._start(self._close(tuple(self._tcp.flows)))
+        else:
+            self._tcp.close_those(lambda facts: facts.id == number)
         self._udp.close_those(lambda facts: number in (None, facts.id))
+
+    async def _close(self, flows: Sequence[TcpFlow]) -> None:
+        for number, flow in enumerate(flows, 1):
+            if flow in self._tcp.flows:  # it has not ended since
+                flow.abort()
+            if number % CLOSED_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def list_flows(self, question: control.ListFlows) -> None:
         """Tell the master of all flows, part by part, with the loop's turns between."""
