@@ -23,6 +23,7 @@ guardian  restores the network when the master is gone
 keeper    keeps one guardian alive
 watch     tells when somebody sets the tun down, and up again
 surroundings, picture, rtnetlink    tell what others change, of ours and of the machine's own network
+nftables_watch    tells when somebody takes the kill switch away
 upkeep    makes again what others have removed, and keeps the kill switch true to the local networks
 events    remembers what has happened, for `engine status`
 survey    what others have made, for `engine doctor`

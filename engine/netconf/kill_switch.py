@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from engine.netconf import NetworkError
 from engine.netconf.plan import KillSwitch
 
-__all__ = ["admit", "close", "dismiss", "open_up", "set_local"]
+__all__ = ["TABLE", "admit", "close", "dismiss", "open_up", "set_local"]
 
 TABLE = "inet tunloom"
 CT_MARK = 0x74756E

@@ -53,7 +53,7 @@ class Network:
         self._upkeep: Upkeep | None = None
         self.link_up = True
         """False while somebody has set the tun down."""
-        self._renewal: asyncio.Task[list[str]] | None = None
+        self._renewal: asyncio.Task[list[str] | None] | None = None
         self.kill_switch = False
         """Whether one is closed."""
         self.bypass_evictions = 0
@@ -129,8 +129,8 @@ class Network:
         self.events.note("default_route_moved", why, level=None)
         self._start_renewal(why)
 
-    async def _on_removed(self) -> None:
-        """Another program has removed changes of ours, unless a renewal for another reason was quicker."""
+    async def _on_removed(self) -> bool:
+        """Another program has removed changes of ours, unless a renewal for another reason was quicker. False: it failed."""
         names = await self._renew(self._renewal)
         if names:
             named = ", ".join(names[:NAMED_MAX]) + (
@@ -138,12 +138,13 @@ class Network:
             )
             text = f"another program had removed what leads traffic into the tun: made again ({named})"
             self.events.note("made_again", text, level=logging.WARNING)
+        return names is not None
 
     def _start_renewal(self, why: str) -> None:
         self._renewal = asyncio.get_running_loop().create_task(self._renew(self._renewal, why), name="renew")
 
-    async def _renew(self, previous: asyncio.Task[list[str]] | None, why: str | None = None) -> list[str]:
-        """Make again what is missing, when `previous` is done; return its names. `why`: told in the log, come what may."""
+    async def _renew(self, previous: asyncio.Task[list[str] | None] | None, why: str | None = None) -> list[str] | None:
+        """Make again what is missing, when `previous` is done; return its names, None on failure. `why`: told in the log."""
         if previous is not None:
             await previous
         try:
@@ -152,7 +153,7 @@ class Network:
             log.error(
                 "%s, but traffic still goes past the proxy: %s", why or "changes of the network were removed", error
             )
-            return []
+            return None
         if why is not None:
             log.warning("%s: %d routes and addresses made again", why, len(made))
         return made

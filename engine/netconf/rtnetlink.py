@@ -4,6 +4,7 @@ Struct rather than pyroute2, which would double the master's size. Nothing is ch
 include/uapi/linux/netlink.h, rtnetlink.h, if_link.h, if_addr.h and fib_rules.h.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -14,6 +15,7 @@ from engine.netconf.plan import Family
 
 __all__ = [
     "GROUPS",
+    "REPLY_MAX",
     "RTM_DELADDR",
     "RTM_DELROUTE",
     "RTM_DELRULE",
@@ -26,6 +28,8 @@ __all__ = [
     "RuleMessage",
     "dump",
     "parse",
+    "read_attributes",
+    "split_messages",
 ]
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -58,6 +62,10 @@ _ATTRIBUTE = struct.Struct("=HH")
 _NUMBER = struct.Struct("=I")
 _ERRNO = struct.Struct("=i")
 _FAMILY = struct.Struct("=H")
+
+
+_NOTHING = (errno.ENOENT, errno.ESRCH, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
+"""How the kernel says that nobody has ever used a table, or that it has no IPv6."""
 
 
 class LinkMessage(NamedTuple):
@@ -108,7 +116,7 @@ Message = LinkMessage | AddressMessage | RouteMessage | RuleMessage
 
 def parse(data: bytes) -> Iterator[tuple[int, Message]]:
     """Give the type (RTM_*) and content of each message in `data`; others, and what is of another family, are left out."""
-    for kind, body in _split(data):
+    for kind, body in split_messages(data):
         match kind:
             case _ if kind in (RTM_NEWLINK, RTM_DELLINK) and len(body) >= _LINK.size:
                 yield kind, _link(body)
@@ -119,7 +127,7 @@ def parse(data: bytes) -> Iterator[tuple[int, Message]]:
                 if route is not None:
                     yield kind, route
             case _ if kind in (RTM_NEWRULE, RTM_DELRULE) and body[0] in (socket.AF_INET, socket.AF_INET6):
-                priority = _attributes(body[_RULE.size :]).get(FRA_PRIORITY, bytes(4))
+                priority = read_attributes(body[_RULE.size :]).get(FRA_PRIORITY, bytes(4))
                 yield kind, RuleMessage(4 if body[0] == socket.AF_INET else 6, _NUMBER.unpack(priority)[0])
 
 
@@ -157,10 +165,10 @@ def _request(what: int, family: int, table: int) -> bytes:
 
 def _is_end(data: bytes) -> bool:
     """Whether a dump ends here. Raises OSError when the kernel has refused."""
-    for kind, body in _split(data):
+    for kind, body in split_messages(data):
         if kind == NLMSG_ERROR:
             (negative,) = _ERRNO.unpack_from(body)
-            if negative in (-2, -3):  # ENOENT, ESRCH: nobody has ever used this table
+            if -negative in _NOTHING:
                 return True
             raise OSError(-negative, os.strerror(-negative))
         if kind == NLMSG_DONE:
@@ -168,7 +176,8 @@ def _is_end(data: bytes) -> bool:
     return False
 
 
-def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
+def split_messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Give type and body of each message of netlink(7)."""
     at = 0
     while at + _HEADER.size <= len(data):
         length, kind, *_ = _HEADER.unpack_from(data, at)
@@ -178,7 +187,8 @@ def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += length + 3 & ~3  # NLMSG_ALIGN
 
 
-def _attributes(data: bytes) -> dict[int, bytes]:
+def read_attributes(data: bytes) -> dict[int, bytes]:
+    """Return the attributes (struct nlattr) in `data` by their type."""
     found: dict[int, bytes] = {}
     at = 0
     while at + _ATTRIBUTE.size <= len(data):
@@ -192,14 +202,14 @@ def _attributes(data: bytes) -> dict[int, bytes]:
 
 def _link(body: bytes) -> LinkMessage:
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    attributes = _attributes(body[_LINK.size :])
+    attributes = read_attributes(body[_LINK.size :])
     name = attributes.get(IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
     return LinkMessage(index, name, bool(flags & IFF_UP), _number(attributes, IFLA_MTU))
 
 
 def _address(body: bytes) -> AddressMessage:
     family, length, _, _, index = _ADDRESS.unpack_from(body)
-    attributes = _attributes(body[_ADDRESS.size :])
+    attributes = read_attributes(body[_ADDRESS.size :])
     packed = (
         attributes.get(IFA_LOCAL) or attributes[IFA_ADDRESS]
     )  # of a point-to-point link, ADDRESS is the other end's
@@ -210,13 +220,13 @@ def _route(body: bytes) -> RouteMessage | None:
     family, length, _, _, small_table, protocol, _, kind, flags = _ROUTE.unpack_from(body)
     if flags & RTM_F_CLONED:  # what the kernel remembers of one host
         return None
-    attributes = _attributes(body[_ROUTE.size :])
+    attributes = read_attributes(body[_ROUTE.size :])
     index, dead = _number(attributes, RTA_OIF), bool(flags & RTNH_F_DEAD)
     if RTA_MULTIPATH in attributes:
         hops = attributes[RTA_MULTIPATH]
         size, hop_flags, _, index = _NEXT_HOP.unpack_from(hops)
         dead = bool(hop_flags & RTNH_F_DEAD)
-        attributes |= _attributes(hops[_NEXT_HOP.size : size])
+        attributes |= read_attributes(hops[_NEXT_HOP.size : size])
     destination = "default"
     if length:
         packed = attributes.get(RTA_DST, b"")

@@ -49,7 +49,7 @@ Rules = Counter[tuple[int, int]]
 class SurroundingsWatch:
     """Watches for the changes of `plan`, which have been made, and for the machine's own.
 
-    on_lost      changes of ours are gone; with the bypasses that may be among them, unless we have ended those ourselves
+    on_lost      changes of ours are gone; given bypasses, it is only these, and none when we have ended them ourselves
     on_conflict  another program has put something where ours is; a line for people
     on_picture   the machine's network as it was and as it is
 
@@ -176,7 +176,7 @@ class SurroundingsWatch:
                     )
                 self._foreign = rules - self._rules
             if lost or bypasses:
-                self._on_lost(bypasses)
+                self._on_lost([] if lost else bypasses)
             if dirty:
                 before, self.picture = self.picture, await asyncio.to_thread(read_picture, self._tun)
                 assert before is not None, "there was one at the start"

@@ -13,6 +13,7 @@ from time import monotonic
 from engine.netconf import NetworkError
 from engine.netconf.bypass import follow_local_networks, still_wanted
 from engine.netconf.events import EventBook
+from engine.netconf.nftables_watch import NftablesWatch
 from engine.netconf.picture import Picture, differences
 from engine.netconf.plan import Bypass, NetworkPlan
 from engine.netconf.surroundings import SurroundingsWatch
@@ -47,7 +48,7 @@ class Allowance:
 
 
 class Upkeep:
-    """Watches the network of `plan`, which is in force. `renew` makes again what is missing, and tells with which words.
+    """Watches the network of `plan`, which is in force. `renew` makes again what is missing (False: it could not).
 
     Call `start` first. Raises OSError when there is no interface of the plan's name.
     """
@@ -58,7 +59,7 @@ class Upkeep:
         plan: NetworkPlan,
         events: EventBook,
         *,
-        renew: Callable[[], Awaitable[None]],
+        renew: Callable[[], Awaitable[bool]],
         can_renew: Callable[[], bool],
     ) -> None:
         self._run_dir = run_dir
@@ -70,7 +71,6 @@ class Upkeep:
         self._allowance = Allowance(RENEWALS_AT_ONCE, RENEWAL_INTERVAL)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._tun = plan.interface
         self._watch = SurroundingsWatch(
             self._loop,
             plan,
@@ -78,6 +78,8 @@ class Upkeep:
             on_conflict=lambda text: self._events.note("conflict", text, level=logging.WARNING),
             on_picture=self._on_picture,
         )
+
+        self._nftables = NftablesWatch(self._loop, self._on_table_lost) if plan.kill_switch else None
 
     @property
     def picture(self) -> Picture | None:
@@ -93,12 +95,14 @@ class Upkeep:
     async def close(self) -> None:
         """Watch no more; returns when nothing is under way."""
         await self._watch.close()
+        if self._nftables is not None:
+            self._nftables.close()
         if self._tasks:
             await asyncio.wait(self._tasks)
         if self._timer is not None:
             self._timer.cancel()
 
-    def _begin(self, work: Awaitable[None]) -> None:
+    def _begin(self, work: Awaitable[object]) -> None:
         async def run() -> None:
             await work
 
@@ -106,7 +110,7 @@ class Upkeep:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _on_lost(self, bypasses: list[Bypass] | None) -> None:
+    def _on_lost(self, bypasses: list[Bypass]) -> None:
         self._begin(self._check_bypasses(bypasses) if bypasses else self._renew_at_times())
 
     async def _check_bypasses(self, bypasses: list[Bypass]) -> None:
@@ -119,9 +123,10 @@ class Upkeep:
         if is_loss:
             await self._renew_at_times()
 
-    async def _renew_at_times(self) -> None:
+    async def _renew_at_times(self) -> bool:
+        """Make again what is missing. False: it is done later, or cannot be done."""
         if self._timer is not None or not self._can_renew():
-            return  # it will be made again later, or when the tun is up
+            return False  # later, or when the tun is up
         wait = self._allowance.take(monotonic())
         if wait:
             text = (
@@ -130,8 +135,8 @@ class Upkeep:
             )
             self._events.note("conflict", text, level=logging.ERROR)
             self._timer = self._loop.call_later(wait, self._after_wait)
-        else:
-            await self._renew()
+            return False
+        return await self._renew()
 
     def _after_wait(self) -> None:
         self._timer = None
@@ -142,6 +147,14 @@ class Upkeep:
             self._events.note(kind, text, level=logging.WARNING if kind == "conflict" else logging.INFO)
         if self._kill_switch and before.local != after.local:
             self._begin(self._tell_kill_switch(after.local))
+
+    def _on_table_lost(self) -> None:
+        self._begin(self._close_again())
+
+    async def _close_again(self) -> None:
+        if await self._renew_at_times():
+            text = "another program had removed the kill switch: it is closed again"
+            self._events.note("made_again", text, level=logging.WARNING)
 
     async def _tell_kill_switch(self, local: frozenset[str]) -> None:
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.netconf.bypass import add_bypass, remove_bypass
 from engine.netconf.upkeep import RENEWALS_AT_ONCE
 from tests.support.engine import Engine, running_engine
 from tests.support.netns import (
@@ -155,6 +156,29 @@ def network_of(net: Topology) -> list[list[str]]:
         return [sorted(ip(*query.split()).splitlines()) for query in queries]
 
 
+def test_host_beside_the_tun_is_let_out_again_unless_the_engine_itself_has_ended_that(
+    net: Topology, run_dir: Path
+) -> None:
+    with (
+        embedded(net.internet) as url,
+        running_engine(net.client, run_dir, "--interface", "tl0", proxy=url) as engine,
+    ):
+        with net.client.entered():
+            add_bypass(run_dir, [OTHER_TARGET_V4])
+            remove_bypass(run_dir, [OTHER_TARGET_V4])
+            add_bypass(run_dir, [TARGET_V4])
+        net.client.run("ip", "addr", "add", "192.0.2.99/24", "dev", "uplink")
+        wait_for(engine, "address_changed", "192.0.2.99/24 added")  # and so all before it was seen
+        assert engine.status().network.counts["made_again"] == 0
+        net.client.run("ip", "route", "del", "throw", TARGET_V4, "table", "2022", "metric", "1")
+        wait_for(engine, "made_again", f"the route that lets {TARGET_V4} bypass the tun")
+        wait_until(lambda: net.client.route_to(TARGET_V4)["dev"] == "uplink", TIMEOUT, what="the way beside the tun")
+        net.client.run("ip", "addr", "del", "192.0.2.99/24", "dev", "uplink")
+        with net.client.entered():
+            remove_bypass(run_dir, [TARGET_V4])
+        carries(net, TARGET_V4)
+
+
 def test_what_goes_badly_with_ours_is_told_and_left(net: Topology, run_dir: Path) -> None:
     with (
         embedded(net.internet) as url,
@@ -216,3 +240,38 @@ def passed(net: Topology) -> set[str]:
     answer = json.loads(net.client.run("nft", "-j", "list", "set", "inet", "tunloom", "lan_v4"))
     found = next(entry["set"] for entry in answer["nftables"] if "set" in entry).get("elem", [])
     return {f"{prefix['prefix']['addr']}/{prefix['prefix']['len']}" for prefix in found}
+
+
+@pytest.mark.parametrize("how", ["nft flush ruleset", "nft delete table inet tunloom", "nft flush table inet tunloom"])
+def test_kill_switch_that_another_program_removes_is_closed_again(net: Topology, run_dir: Path, how: str) -> None:
+    with (
+        embedded(net.internet) as url,
+        running_engine(net.client, run_dir, "--kill-switch", proxy=url) as engine,
+    ):
+        rules = table(net)
+        assert "reject" in rules
+        net.client.run(*how.split())
+        wait_for(engine, "made_again", "removed the kill switch")
+        wait_until(lambda: table(net) == rules, TIMEOUT, what="the kill switch")
+        carries(net, TARGET_V4)
+        assert engine.status().network.counts["made_again"] == 1, "and not again because of that"
+
+
+def table(net: Topology) -> str:
+    """The rules of the kill switch, without counts and sets."""
+    listed = net.client.run("nft", "-s", "list", "ruleset")
+    return listed[listed.find("chain") :] if "tunloom" in listed else ""
+
+
+def test_outbound_bound_to_an_interface_that_appears_later(net: Topology, run_dir: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"outbounds": [{"type": "direct", "bind_interface": "wifi"}]}))
+    with running_engine(net.client, run_dir, "-c", str(config)) as engine, listening(net, TARGET_V4) as server:
+        assert 'no interface "wifi" at present' in engine.log
+        with pytest.raises(OSError):
+            flow(net, server)
+        with second_link(net):
+            net.client.run("ip", "route", "add", "default", "via", THERE, "dev", "wifi", "metric", "100")
+            app, peer = flow(net, server)
+            with app, peer:
+                assert peer.getpeername()[0] == HERE

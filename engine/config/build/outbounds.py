@@ -202,11 +202,15 @@ def dial(options: DialOptions, route: RouteOptions, report: Report, machine: Mac
         name, path = route.default_interface, (*route.where, "default_interface")
     if name is not None and name not in machine.interfaces:
         there = ", ".join(sorted(machine.interfaces - {"lo"})) or "only lo"
-        macos = " (en0 and the like are names of macOS)" if name.startswith("en") and name[2:].isdecimal() else ""
-        report.warning(
-            path, f'this machine has no interface "{name}"{macos}, but {there}: the default interface is used instead'
-        )
-        name = None
+        missing = f'this machine has no interface "{name}"'
+        if name.startswith("en") and name[2:].isdecimal():
+            report.warning(
+                path,
+                f"{missing} (en0 and the like are names of macOS), but {there}: the default interface is used instead",
+            )
+            name = None
+        else:
+            report.warning(path, f"{missing} at present, but {there}: the outbound fails until it appears")
     if options.domain_strategy is not None:
         report.warning(
             (*options.where, "domain_strategy"),

@@ -58,7 +58,7 @@ class DialOptions(Options, frozen=True, kw_only=True):
     """How the sockets of an outbound are made."""
 
     bind_interface: InterfaceName | None = None
-    """Interface that the sockets are bound to. One that does not exist here is passed over, with a warning."""
+    """Interface that the sockets are bound to. One that is not here is waited for; a name of macOS (en0) is passed over."""
     routing_mark: Fwmark | None = None
     """Mark of the sockets (SO_MARK): a number, or a string as in "0xff"."""
     connect_timeout: Duration = 10.0

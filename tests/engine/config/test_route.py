@@ -276,6 +276,12 @@ def test_interfaces_that_are_not_there_are_passed_over(load: Load, key: str) -> 
     assert "the default interface is used instead" in config.warnings[0]
 
 
+def test_interface_that_may_appear_later_is_waited_for(load: Load) -> None:
+    config = load(outbounds=[{**DIRECT, "bind_interface": "wlan7"}])
+    assert config.policy.outbounds[0].dial.bind_interface == "wlan7"  # type: ignore[union-attr]
+    assert 'this machine has no interface "wlan7" at present' in config.warnings[0]
+
+
 def test_tun(load: Load) -> None:
     tun = {
         **TUN, "interface_name": "tun9", "mtu": 9000, "strict_route": True, "route_address": "0.0.0.0/1", "include_uid": 1000,
