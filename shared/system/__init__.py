@@ -9,7 +9,7 @@
     capabilities    few are kept                         there are none
     confinement     Landlock, seccomp                    none: the user alone
     way out         SO_BINDTODEVICE                      IP_BOUND_IF
-    local ports     IP_LOCAL_PORT_RANGE, 127.0.0.0/8     as the kernel chooses
+    local ports     IP_LOCAL_PORT_RANGE                  as the kernel chooses
 
 All of it but the kqueue and the bound sockets works on Linux too, where tests run the whole engine on it.
 """
@@ -17,7 +17,6 @@ All of it but the kqueue and the bound sockets works on Linux too, where tests r
 import sys
 
 __all__ = [
-    "LOOPBACK_SOURCES",
     "Doorbell",
     "ExitWatch",
     "MessageSocket",
@@ -40,7 +39,6 @@ __all__ = [
 
 if sys.platform == "darwin":
     from shared.system.darwin import (
-        LOOPBACK_SOURCES,
         Doorbell,
         ExitWatch,
         MessageSocket,
@@ -62,7 +60,6 @@ if sys.platform == "darwin":
     )
 else:
     from shared.system.linux import (
-        LOOPBACK_SOURCES,
         Doorbell,
         ExitWatch,
         MessageSocket,

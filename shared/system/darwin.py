@@ -16,7 +16,6 @@ from shared.confinement import Confinement
 from shared.system.stream import StreamMessages
 
 __all__ = [
-    "LOOPBACK_SOURCES",
     "Doorbell",
     "ExitWatch",
     "MessageSocket",
@@ -158,10 +157,6 @@ def bind_to_interface(sock: socket.socket, name: str | int) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_BOUND_IF, index)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_BOUND_IF, index)
-
-
-LOOPBACK_SOURCES: tuple[str, ...] = ()
-"""See linux. 127.0.0.1 is the only one."""
 
 
 def take_any_port(sock: socket.socket) -> None:

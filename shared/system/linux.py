@@ -11,7 +11,6 @@ from shared.confinement import confine, kernel_confinement
 from shared.privileges import drop_privileges, keep_capabilities
 
 __all__ = [
-    "LOOPBACK_SOURCES",
     "Doorbell",
     "ExitWatch",
     "MessageSocket",
@@ -131,24 +130,20 @@ def bind_to_interface(sock: socket.socket, name: str | int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, text.encode())
 
 
-LOOPBACK_SOURCES: tuple[str, ...] = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
-"""More addresses of this machine, from which connections to a loopback address can be made; all of 127.0.0.0/8 is."""
-_IP_BIND_ADDRESS_NO_PORT = 24  # include/uapi/linux/in.h; in the socket module from Python 3.12 on
-_IP_LOCAL_PORT_RANGE = 51
+_IP_LOCAL_PORT_RANGE = 51  # include/uapi/linux/in.h
 _WHOLE_RANGE = (
     -0x10000
 )  # 0xffff in the upper half, 0 in the lower: what is outside of the machine's own range does not count
 
 
 def take_any_port(sock: socket.socket) -> None:
-    """Let connect(2) take the first port that is free towards the peer, also after a bind to port 0.
+    """Let connect(2) take the first port that is free towards the peer.
 
     By itself it tries all ports of one parity before the others: with half of them in use every connection costs as many
     look-ups as there are ports. Linux before 6.3 goes on doing so.
     """
-    for option, value in ((_IP_BIND_ADDRESS_NO_PORT, 1), (_IP_LOCAL_PORT_RANGE, _WHOLE_RANGE)):
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_IP, option, value)
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_IP, _IP_LOCAL_PORT_RANGE, _WHOLE_RANGE)
 
 
 def file_limit(hard: int) -> int:

@@ -1,7 +1,7 @@
 """Local ports run out: one source address has about 28,000 for connections to one address and port (ip(7), ip_local_port_range).
 
-On Linux every address of 127.0.0.0/8 is this machine's, so connections to a proxy on this machine go on from another of
-them. Beyond it there is nothing to be done here but to say so: the way out is the machine's, or another address of the proxy.
+Nothing can be done here but to say so: the way out is the machine's, or another address of the proxy. (Connections to a proxy
+on this machine could come from 127.0.0.2 and so on, but the workers give up bind(2).)
 """
 
 import errno
@@ -10,9 +10,8 @@ import socket
 from time import monotonic
 
 from shared.metrics import Cell, Counters
-from shared.system import LOOPBACK_SOURCES
 
-__all__ = ["NoLocalPort", "PortWatch", "Sources"]
+__all__ = ["NoLocalPort", "PortWatch"]
 
 log = logging.getLogger(__name__)
 
@@ -60,24 +59,3 @@ def _has_source(address: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-class Sources:
-    """Source addresses for connections to one address: the kernel's own choice, and to loopback addresses others after it."""
-
-    def __init__(self) -> None:
-        self._at = 0
-
-    @staticmethod
-    def count(address: str) -> int:
-        """Return how many there are."""
-        return 1 + len(LOOPBACK_SOURCES) if address.startswith("127.") else 1
-
-    def bind(self, sock: socket.socket, address: str) -> None:
-        """Give a socket that is to be connected to `address` the source whose turn it is. Raises OSError."""
-        if address.startswith("127.") and self._at:
-            sock.bind((LOOPBACK_SOURCES[self._at - 1], 0))
-
-    def next(self, address: str) -> None:
-        """The ports of this one towards `address` have run out: from now on it is another one's turn."""
-        self._at = (self._at + 1) % self.count(address)

@@ -13,7 +13,7 @@ from shared.metrics import Counters
 from shared.system import bind_to_interface, take_any_port
 from workers.upstream.egress import Egress
 from workers.upstream.liveness import Liveness
-from workers.upstream.local_ports import PortWatch, Sources
+from workers.upstream.local_ports import PortWatch
 
 __all__ = [
     "Networks",
@@ -75,7 +75,6 @@ class Sockets:
     ) -> None:
         self.loop = loop
         self._ports = PortWatch(counters)
-        self._sources = Sources()
         self.timeout = dial.connect_timeout
         self._egress = mark if isinstance(mark, Egress) and dial.bind_interface is None else None
         own_mark = mark if isinstance(mark, int) else None
@@ -101,22 +100,18 @@ class Sockets:
 
     async def connect(self, address: str, port: int, *, timeout: float) -> socket.socket:
         """Return a TCP connection to an address. Raises OSError (NoLocalPort among them), TimeoutError."""
-        for _ in range(self._sources.count(address)):
-            try:
-                return await self._connect(address, port, timeout)
-            except OSError as error:
-                if error.errno != errno.EADDRNOTAVAIL:
-                    raise
-                failure = error
-                self._sources.next(address)
-        raise self._ports.explain(failure, address, port) from failure
+        try:
+            return await self._connect(address, port, timeout)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise self._ports.explain(error, address, port) from error
+            raise
 
     async def _connect(self, address: str, port: int, timeout: float) -> socket.socket:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = self.make(family, socket.SOCK_STREAM, local=address == "::1" or address.startswith("127."))
         try:
             take_any_port(sock)
-            self._sources.bind(sock, address)
             target = (address, port)
             code = sock.connect_ex(target)
             if code == errno.EINPROGRESS:
