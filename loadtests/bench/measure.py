@@ -142,6 +142,19 @@ def dns(bench: Bench) -> list[Reading]:
     return [Reading("dns", float(rate[1]), f"{lost[1]} lost" if int(lost[1]) else None)]
 
 
+def dns_miss(bench: Bench) -> list[Reading]:
+    """What questions for new names take beyond their server's own time, which it tells."""
+    lab = bench.lab
+    program = [sys.executable, "-m", "loadtests.bench.dns_miss"]
+    with lab.start(lab.internet, "slow DNS server", [*program, "server", TARGET]) as server:
+        server.wait_for("listening", MARGIN)
+        counts = json.loads(
+            lab.run(lab.client, [*program, "client", TARGET, str(bench.seconds)], bench.seconds + MARGIN)
+        )
+    note = f"{counts['lost']} of {counts['asked']} lost" if counts["lost"] else None
+    return [Reading("dns_miss_p50", counts["p50"], note), Reading("dns_miss_p99", counts["p99"], note)]
+
+
 def pss(bench: Bench, moment: str) -> list[Reading]:
     """Proportional set size of the peer's largest process; the note has all of them."""
     sizes = sorted((process.memory_full_info().pss / MIB for process in bench.peer.processes()), reverse=True)
@@ -167,6 +180,7 @@ def _steps() -> Iterator[Step]:
             yield Step((f"udp_{direction}_{size}",), partial(udp, direction=direction, size=size))
     # proxychains carries no UDP: there is nothing to compare with outside an engine.
     yield Step(("dns",), dns, tool=("dnsperf", "apt install dnsperf dnsmasq-base"), engine=("dns",))
+    yield Step(("dns_miss_p50", "dns_miss_p99"), dns_miss, engine=("dns_miss_p50", "dns_miss_p99"))
     yield Step(("pss_loaded",), partial(pss, moment="loaded"), engine=("pss_loaded",))
 
 

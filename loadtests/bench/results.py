@@ -133,6 +133,8 @@ MEASURES: dict[str, Measure] = {
         Measure("http_64", "HTTP, 64 connections", "requests/s"),
         *_per_direction("udp", "UDP", (("200", "200 bytes"), ("1400", "1400 bytes")), "datagrams/s"),
         Measure("dns", "DNS, warm cache", "queries/s"),
+        Measure("dns_miss_p50", "DNS, new name, added, median", "ms", "lower", digits=2),
+        Measure("dns_miss_p99", "DNS, new name, added, 99 of 100", "ms", "lower", digits=2),
         Measure("pss_idle", "PSS of the largest process, idle", "MiB", "lower", digits=1),
         Measure("pss_loaded", "PSS of the largest process, after load", "MiB", "lower", digits=1),
     )
@@ -147,6 +149,7 @@ TARGETS: tuple[Target, ...] = (
     Target("http_1", 0.9, "sing-box"),
     Target("http_64", 0.9, "sing-box"),
     Target("dns", 1.5, "sing-box"),
+    Target("dns_miss_p50", 2.0, None),
     *(Target(f"udp_{direction}_200", 1.2, "sing-box") for direction in ("up", "down")),
     Target("pss_idle", 30.0, None),
 )
