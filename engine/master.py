@@ -165,7 +165,6 @@ class _Master:
         self.owners = open_owners(self.pool.counters[options.workers], network, options.sock_diag)
         undo.push_async_callback(self.owners.close)
         self.choices = open_choices(config, options.run_dir)
-        self.counted += [outbound.tag for outbound in config.policy.outbounds]
         self.reloader = Reloader(
             config, options.command_line, network=network, put_in_force=self._put_in_force, counted=self.counted,
             choices=self.choices,

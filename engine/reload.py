@@ -122,7 +122,6 @@ class Reloader:
             await self._network.bypass(address for address in upstream_addresses(new) if address not in known)
         except NetworkError as error:
             return Reloaded(errors=[str(error)], remarks=remarks)
-        self._counted += [outbound.tag for outbound in new.policy.outbounds if outbound.tag not in self._counted]
         swapped = msgspec.structs.replace(old, **{name: getattr(new, name) for name in SWAPPED})
         errors = await self._put_in_force(self._policy_of(swapped))
         if errors:
@@ -151,7 +150,8 @@ class Reloader:
 
     def _policy_of(self, config: EngineConfig) -> Policy:
         """What a configuration means now: in the mode in force, with the rows of the counters."""
-        policy = in_mode(config.policy, self._mode_of(config))
+        policy = in_mode(config.policy, self._mode_of(config))  # it may have an outbound of its own
+        self._counted += [outbound.tag for outbound in policy.outbounds if outbound.tag not in self._counted]
         return msgspec.structs.replace(policy, counted=tuple(self._counted))
 
     def _mode_of(self, config: EngineConfig) -> str:

@@ -93,6 +93,7 @@ async def test_a_mode_is_put_in_force_kept_by_a_reload_and_taken_back_when_one_c
     assert workers.in_force == []
     assert await made.set_mode("Direct") == []
     assert (made.mode, made.policy.route.final, workers.in_force) == ("direct", "direct", [1080])
+    assert made.policy.counted == ("proxy", "direct")  # the mode's own outbound is counted like any other
     await made.reload()
     assert (made.mode, made.policy.route.final, made.config.policy.route.final) == ("direct", "direct", "proxy")
     workers.refusals = {1081: "no such thing"}
