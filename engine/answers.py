@@ -99,11 +99,11 @@ class Answers:
         return {worker: answer.error for worker, answer in answers if isinstance(answer, Reloaded)}
 
     async def _ask_one(self, question: Callable[[int], FromMaster], timeout: float) -> list[tuple[int, Answer]]:
-        """Ask the first worker that listens."""
+        """Ask the first worker that listens, of those that take new flows."""
 
         def send(number: int) -> list[int]:
             asked = question(number)
-            workers = (worker.index for worker in self._supervisor.workers)
+            workers = (worker.index for worker in self._supervisor.current)
             return next(([index] for index in workers if self._supervisor.send(index, asked)), [])
 
         return await self._ask(send, timeout)

@@ -1,4 +1,4 @@
-"""What groups of outbounds use now: chosen by the user, measured by worker 0, or not found dead by the flows of any worker.
+"""What groups of outbounds use now: chosen by the user, measured by one worker, or not found dead by the flows of any worker.
 
 All workers are told, now or when they start.
 """
@@ -17,8 +17,6 @@ from shared.control import Measured, Select, Used
 __all__ = ["Groups", "NoSuchMember"]
 
 log = logging.getLogger(__name__)
-
-MEASURING_WORKER = 0
 
 
 class NoSuchMember(Exception):
@@ -100,12 +98,12 @@ class Groups:
 
     def on_used(self, worker: int, report: Used) -> None:
         """A worker's flows take a urltest group: the one that measures it must know."""
-        if worker != MEASURING_WORKER:
-            self._supervisor.send(MEASURING_WORKER, report)
+        if worker != self._supervisor.measuring:
+            self._supervisor.send(self._supervisor.measuring, report)
 
     def on_measured(self, worker: int, report: Measured) -> None:
         """A urltest group was tested."""
-        if worker != MEASURING_WORKER:
+        if worker != self._supervisor.measuring:
             return
         for member, seconds in report.delays.items():
             self.note_delay(member, seconds)

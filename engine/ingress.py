@@ -8,6 +8,9 @@
 
 Nothing here waits: a full ring or an empty pool drops the packet and counts it.
 
+While workers of an earlier generation drain, `read_batch` is another function, which asks for each packet whether its flow
+lives in one of them (engine/pins.py) before it hashes.
+
 The hash is Python's own over bytes: SipHash with a key drawn per process (unless PYTHONHASHSEED fixes it), so nobody
 outside can aim flows at one worker. It is salted as well, for the case that it is fixed.
 """
@@ -19,6 +22,7 @@ from time import monotonic
 
 from engine.flow import Fragment, Malformed, flow_key
 from engine.fragments import MAX_BYTES, Reassembler
+from engine.pins import Pins
 from engine.tun import ReadPacket
 from shared.metrics import Cell, Counters
 from shared.pool import Pool
@@ -53,6 +57,8 @@ class Shard:
         self.ring = ring
         self.free_ring = free_ring
         self.doorbell = doorbell  # its writing end
+        self.held = 0
+        """Slots that the worker has."""
 
     def wake(self) -> bool:
         """Ring the doorbell if the worker sleeps; returns whether it was rung."""
@@ -69,6 +75,8 @@ class Shard:
 
 class Ingress:
     """Reads the tun and hands packets to `shards`. `counters` is the master's row of the shared counters.
+
+    read_batch  dispatches what the tun has, at most BATCH packets. Raises OSError when the tun is gone (EBADFD)
 
     `header_len`, `read` and `kept` are those of engine.tun.TunDevice; `reassembly_buffer`: bytes of IP fragments to hold at most.
     """
@@ -89,7 +97,9 @@ class Ingress:
         self._read = read
         self._kept = kept
         self._pool = pool
-        self._shards = shards
+        self._shards = shards  # of the workers that take new flows; a flow's hash is an index in it
+        self._draining: list[Shard] = []
+        self._pins = Pins[Shard]()
         self._counters = counters
         self._reassembler = Reassembler(reassembly_buffer)
         self._salt = os.urandom(8)
@@ -99,33 +109,29 @@ class Ingress:
         # The last slot is never handed over: it takes what is read while the pool is empty.
         self._spare = pool.layout.slots - 1
         self._free = list(range(self._spare))[::-1]  # LIFO: the slot used last is the one still in the cache
-        self._owner: dict[int, int] = {}  # slot that is not free -> shard that holds it
-        self._held = [0] * len(shards)  # slots per shard
+        self._owner: dict[int, Shard] = {}  # slot that is not free -> shard that holds it
         self._targets = [[view[self._offset :]] for view in pool.slots]
+        self.read_batch: Callable[[], None] = self._read_batch
 
     @property
     def free_slots(self) -> int:
         """Slots that no worker holds: on the free list, or on their way back to it."""
-        return len(self._free) + sum(len(shard.free_ring) for shard in self._shards)
-
-    def waiting(self, index: int) -> int:
-        """Packets in the ring of a shard that its worker has not served yet."""
-        return self._shards[index].ring.waiting
+        return len(self._free) + sum(len(shard.free_ring) for shard in (*self._shards, *self._draining))
 
     def close(self) -> None:
         """Let go of the shared memory, the shards' too; the tun and the doorbells stay open."""
-        for shard in self._shards:
+        for shard in (*self._shards, *self._draining):
             shard.close()
         for (target,) in self._targets:
             target.release()
 
-    def read_batch(self) -> None:
-        """Dispatch what the tun has, at most BATCH packets. Raises OSError when the tun is gone (EBADFD)."""
+    def _read_batch(self) -> None:
+        """`read_batch` while no worker drains."""
         fd, targets, free, slots, shards = self._fd, self._targets, self._free, self._pool.slots, self._shards
         offset, salt, count = self._offset, self._salt, len(shards)
         read, ipv4, ipv6 = self._read, _IPV4.unpack_from, _IPV6.unpack_from
         packets = total = 0
-        woken: set[int] = set()
+        woken: set[Shard] = set()
         failure: OSError | None = None
         self._reclaim()
         while packets < BATCH or self._kept():
@@ -143,28 +149,27 @@ class Ingress:
             # The three common shapes; a packet too short for the unpack meets stale bytes and is refused by the worker.
             version, fragment, protocol, key = ipv4(packet)
             if version == 0x45 and length >= _SHORTEST and protocol == _TCP and not fragment & 0x3FFF:
-                index = hash(salt + key) % count
+                shard = shards[hash(salt + key) % count]
             elif version == 0x45 and length >= _SHORTEST and protocol == _UDP and not fragment & 0x3FFF:
-                index = hash(salt + key[:4] + key[8:10]) % count
+                shard = shards[hash(salt + key[:4] + key[8:10]) % count]
             else:
                 version, protocol, key = ipv6(packet)
                 if version >> 4 == 6 and length >= _SHORTEST + 20 and protocol == _TCP:
-                    index = hash(salt + key) % count
+                    shard = shards[hash(salt + key) % count]
                 elif version >> 4 == 6 and length >= _SHORTEST + 20 and protocol == _UDP:
-                    index = hash(salt + key[:16] + key[32:34]) % count
+                    shard = shards[hash(salt + key[:16] + key[32:34]) % count]
                 else:
                     self._dispatch_rare(packet[:length])
                     continue
-            shard = shards[index]
             if length <= INLINE_MAX:
                 if shard.ring.push_inline(packet[:length]):
-                    woken.add(index)
+                    woken.add(shard)
                 else:
                     self._counters[Cell.DROP_RING_FULL] += 1
             else:
-                self._push_slot(index, length, slot)
-        for index in woken:
-            self._wake(index)
+                self._push_slot(shard, length, slot)
+        for shard in woken:
+            self._wake(shard)
         counters = self._counters
         counters[_PACKETS_IN] += packets
         counters[_BYTES_IN] += total - packets * HEADER_LEN
@@ -172,12 +177,58 @@ class Ingress:
         if failure is not None:
             raise failure
 
-    def reset_shard(self, index: int, shard: Shard) -> None:
-        """Put `shard` in the place of a dead worker's and take back the slots that it held."""
-        self._shards[index].close()
-        self._shards[index] = shard
-        for slot in [slot for slot, owner in self._owner.items() if owner == index]:
-            self._take_back(slot, index)
+    # generations
+
+    @property
+    def pins(self) -> Pins[Shard]:
+        """Flows that live where their hash does not say. Those that a worker has when `switch` is called must be in it."""
+        return self._pins
+
+    def switch(self, shards: list[Shard]) -> None:
+        """New flows go to `shards` from now on, pinned ones to where they live."""
+        self._draining += self._shards
+        self._shards = shards
+        self._choose_reader()
+
+    def drop(self, shard: Shard) -> None:
+        """The worker of a shard that drained has ended: take back the slots that it held. Harmless for a shard not in use."""
+        if shard in self._draining:
+            self._draining.remove(shard)
+            self._release(shard)
+            self._choose_reader()
+
+    def replace(self, shard: Shard, successor: Shard) -> None:
+        """Put `successor` in the place of a dead worker's shard, and take back the slots that it held."""
+        self._shards[self._shards.index(shard)] = successor
+        self._release(shard)
+
+    def _release(self, shard: Shard) -> None:
+        for slot in [slot for slot, owner in self._owner.items() if owner is shard]:
+            self._take_back(slot, shard)
+        self._pins.drop(shard)
+        shard.close()
+
+    def _choose_reader(self) -> None:
+        self.read_batch = self._read_batch_pinned if self._draining else self._read_batch
+
+    def _read_batch_pinned(self) -> None:
+        """`read_batch` while workers drain: each packet costs a look at the pins, and the key's slower extraction."""
+        packets = total = 0
+        self._reclaim()
+        try:
+            while packets < BATCH or self._kept():
+                slot = self._free[-1] if self._free else self._spare
+                length = self._read(self._fd, self._targets[slot]) + self._offset
+                packets += 1
+                total += length
+                self._dispatch_rare(self._pool.slots[slot][:length])
+        except BlockingIOError:
+            pass
+        finally:
+            counters = self._counters
+            counters[_PACKETS_IN] += packets
+            counters[_BYTES_IN] += total - packets * HEADER_LEN
+            counters[_WAKEUPS] += 1
 
     def expire(self) -> None:
         """Drop fragments whose time is up; called every few seconds."""
@@ -186,41 +237,41 @@ class Ingress:
 
     def _reclaim(self) -> None:
         owner = self._owner
-        for index, shard in enumerate(self._shards):
+        for shard in (*self._shards, *self._draining) if self._draining else self._shards:
             ring = shard.free_ring
             item = ring.pull()
             if item is None:
                 continue
             while item is not None:
                 slot = item[2]
-                if owner.get(slot) == index:  # a worker cannot return what it was not given
-                    self._take_back(slot, index)
+                if owner.get(slot) is shard:  # a worker cannot return what it was not given
+                    self._take_back(slot, shard)
                 item = ring.pull()
             ring.release()
 
-    def _take_back(self, slot: int, index: int) -> None:
+    def _take_back(self, slot: int, shard: Shard) -> None:
         del self._owner[slot]
-        self._held[index] -= 1
+        shard.held -= 1
         self._free.append(slot)
 
-    def _push_slot(self, index: int, length: int, slot: int) -> None:
+    def _push_slot(self, shard: Shard, length: int, slot: int) -> None:
         """Hand the packet in `slot`, the next free one or the spare, to a shard."""
-        if slot == self._spare or self._held[index] > HELD_PER_FREE * len(self._free):
+        if slot == self._spare or shard.held > HELD_PER_FREE * len(self._free):
             self._counters[Cell.DROP_POOL_EMPTY] += 1
-        elif self._shards[index].ring.push(length, slot):
+        elif shard.ring.push(length, slot):
             self._free.pop()
-            self._owner[slot] = index
-            self._held[index] += 1
-            self._wake(index)
+            self._owner[slot] = shard
+            shard.held += 1
+            self._wake(shard)
         else:
             self._counters[Cell.DROP_RING_FULL] += 1
 
-    def _wake(self, index: int) -> None:
-        if self._shards[index].wake():
+    def _wake(self, shard: Shard) -> None:
+        if shard.wake():
             self._counters[Cell.DOORBELLS] += 1
 
     def _dispatch_rare(self, packet: memoryview) -> None:
-        """Fragments, IP options, extension headers, ICMP, garbage."""
+        """Fragments, IP options, extension headers, ICMP, garbage; while workers drain, everything."""
         try:
             key = flow_key(packet)
         except Malformed:
@@ -246,15 +297,15 @@ class Ingress:
 
     def _hand_over(self, packet: memoryview, key: bytes) -> None:
         """Push a packet that was read into the next free slot, or one that lies outside the pool."""
-        index = hash(self._salt + key) % len(self._shards)
+        shard = self._pins.get(key) or self._shards[hash(self._salt + key) % len(self._shards)]
         length = len(packet)
         if length > INLINE_MAX:
             slot = self._free[-1] if self._free else self._spare
             if packet.obj is not self._pool.slots[slot].obj:  # made of fragments, or else it lies in `slot` already
                 self._pool.slots[slot][:length] = packet
-            self._push_slot(index, length, slot)
-        elif self._shards[index].ring.push_inline(packet):
-            self._wake(index)
+            self._push_slot(shard, length, slot)
+        elif shard.ring.push_inline(packet):
+            self._wake(shard)
         else:
             self._counters[Cell.DROP_RING_FULL] += 1
 

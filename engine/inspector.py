@@ -17,6 +17,7 @@ from engine.reload import Reloader
 from engine.requests import EngineStatus, Measurement, NetworkEvent, NetworkStatus, OutboundHealth, WayOut, WorkerStatus
 from engine.supervisor import Supervisor
 from engine.tun import TunDevice
+from engine.worker_process import WorkerProcess
 from shared.metrics import DROPS, Cell, Counters, cells_used
 from shared.pool import Pool
 
@@ -93,7 +94,9 @@ class Inspector:
             http_pid=self._http_pid,
             http_restarts=self.http.restarts if self.http is not None else 0,
             http_memory=memory.get(self._http_pid) if self._http_pid is not None else None,
-            workers=[self._worker_status(i, memory) for i in range(self._pool.layout.workers)],
+            generation=self._supervisor.generation,
+            drain_cut=master[Cell.DRAIN_CUT],
+            workers=[self._worker_status(worker, memory) for worker in self._supervisor.workers],
             network=_network_status(self._network),
             outbounds=self._outbound_health(),
         )
@@ -102,13 +105,19 @@ class Inspector:
         """Return all that metrics show. The rows are of one moment: nothing runs between their copies but the workers."""
         status = await self.status()
         cells = cells_used(len(self._outbounds))
+        rows = self._rows()
         return Measurement(
             status=status,
             now=monotonic(),
             outbounds=list(self._outbounds),
             cells=cells,
-            rows=b"".join(row[:cells] for row in self._pool.counters),
+            places=len(rows),
+            rows=b"".join(row[:cells] for row in (*rows, self._pool.counters[-1])),
         )
+
+    def _rows(self) -> list[memoryview]:
+        """Counters of all places that have ever had a worker."""
+        return self._pool.counters[: self._pool.counters[-1][Cell.PLACES_USED]]
 
     @property
     def _http_pid(self) -> int | None:
@@ -116,20 +125,22 @@ class Inspector:
 
     def _outbound_health(self) -> list[OutboundHealth]:
         tags = [outbound.tag for outbound in self._groups.policy.outbounds]
-        states = outbound_states(self._pool.counters[:-1], self._outbounds)
+        states = outbound_states(self._rows(), self._outbounds)
         return outbound_health(tags, states, self._groups.chosen(), self._groups.passed_over())
 
-    def _worker_status(self, index: int, memory: dict[int, int | None]) -> WorkerStatus:
-        worker, row = self._supervisor.workers[index], self._pool.counters[index]
+    def _worker_status(self, worker: WorkerProcess, memory: dict[int, int | None]) -> WorkerStatus:
+        row = self._pool.counters[worker.index]
         return WorkerStatus(
-            index=index,
+            index=worker.index,
+            generation=worker.generation,
+            drain_left=worker.drains_until - monotonic() if worker.drains_until is not None else None,
             pid=worker.pid,
             state=worker.state.value,
             restarts=worker.restarts,
             last_end=worker.last_end,
             uptime=monotonic() - worker.started_at,
             memory=memory.get(worker.pid) if worker.pid is not None else None,
-            ring_waiting=self._ingress.waiting(index),
+            ring_waiting=worker.shard.ring.waiting,
             flows=row[Cell.TCP_ACTIVE] + row[Cell.UDP_ACTIVE],
             tcp_active=row[Cell.TCP_ACTIVE],
             tcp_opened=row[Cell.TCP_OPENED],

@@ -7,8 +7,6 @@ The guardian is started before the first change to the network and restores it w
 
 import asyncio
 import logging
-import os
-import secrets
 import signal
 import socket
 from contextlib import AsyncExitStack
@@ -16,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-import msgspec
-
 from engine import resolved
 from engine.answers import Answers
 from engine.choices import Choices, open_choices
 from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
 from engine.control import ControlServer
-from engine.fake_names import FakeNamesError, fake_ip_config, open_fake_names
+from engine.fake_names import FakeNamesError, open_fake_names
+from engine.generations import Generations, Shape
 from engine.groups import Groups
 from engine.heartbeat import Heartbeat
 from engine.http import HttpOptions
@@ -32,10 +29,10 @@ from engine.http.listen import ListenError, listen
 from engine.http.process import HttpProcess
 from engine.ingress import Ingress
 from engine.inspector import Inspector
-from engine.limits import Limits, find_limits, raise_file_limit
+from engine.limits import find_limits, raise_file_limit
 from engine.log_tap import LogTap
-from engine.netconf import Network, front
-from engine.network_plan import FWMARK, answers_every_server, network_plan
+from engine.netconf import Network
+from engine.network_plan import answers_every_server, network_plan
 from engine.notify import notify, watchdog_interval
 from engine.owners import FlowOwners, open_owners
 from engine.periodic import every
@@ -46,19 +43,23 @@ from engine.rights import keep_master_rights
 from engine.roaming import Roaming
 from engine.run.network import PrivateNetwork
 from engine.run_dir import lock_run_dir
-from engine.supervisor import Report, Supervisor, WorkerFailed
+from engine.supervisor import PLACES, Report, Supervisor
 from engine.tun import TunDevice, open_tun
 from engine.tun_reader import TunReader
 from engine.udp_support import UdpOfProxies
 from engine.usage import UsageBook, usage_path
-from engine.users import HTTP_UID, WORKER_UID
+from engine.users import HTTP_UID
 from engine.watchdog import CHECK_INTERVAL, Watchdog
-from shared.config import Policy, ProxyOutbound, WorkerConfig
+from engine.worker_config import limited, worker_config
+from engine.worker_process import WorkerFailed
+from shared.config import Policy, ProxyOutbound
 from shared.control import (
     Delay,
     DnsAnswered,
+    Drained,
     FindProcess,
     Flows,
+    Keys,
     Logged,
     LookedUp,
     LoopSuspected,
@@ -127,7 +128,7 @@ class _Master:
     inspector: Inspector
     reloader: Reloader
     choices: Choices
-    limits: Limits
+    generations: Generations
 
     def __init__(self, options: StartOptions) -> None:
         self.options = options
@@ -152,7 +153,7 @@ class _Master:
 
         self.tun = options.tun or open_tun(config.tun.interface_name, mtu=config.tun.mtu, offload=config.tun.offload)
         undo.callback(self.tun.close)
-        layout = PoolLayout(options.workers, config.queues.large_packets, config.queues.packets)
+        layout = PoolLayout(PLACES, config.queues.large_packets, config.queues.packets)
         self.pool = Pool.create(layout)
         undo.callback(self.pool.close)
         network_kind = Network if options.tun is None else PrivateNetwork
@@ -162,11 +163,12 @@ class _Master:
         await network.start_guardian()
         undo.push_async_exit(self._restore_network)
 
-        self.owners = open_owners(self.pool.counters[options.workers], network, options.sock_diag)
+        self.owners = open_owners(self.pool.counters[-1], network, options.sock_diag)
         undo.push_async_callback(self.owners.close)
         self.choices = open_choices(config, options.run_dir)
         self.reloader = Reloader(
-            config, options.command_line, network=network, put_in_force=self._put_in_force, counted=self.counted,
+            config, options.command_line, network=network, put_in_force=self._put_in_force,
+            renew=lambda count: self.generations.renew(count), workers=options.workers, counted=self.counted,
             choices=self.choices,
         )  # fmt: skip
         await self._start_workers(layout, undo)
@@ -243,42 +245,24 @@ class _Master:
             raise EngineFailed(str(error)) from error
         if fake_names is not None:
             undo.callback(fake_names.close)
-        own_user = os.geteuid() == 0 and user_exists(WORKER_UID)
-        limits = find_limits(options.workers, flows=user.stack.max_tcp_flows, associations=user.udp.max_associations)
-        for remark in limits.remarks:
-            log.warning("%s", remark)
-        self.limits = limits
-        config = WorkerConfig(
-            index=0,
-            workers=options.workers,
-            slots=layout.slots,
-            ring_entries=layout.ring_entries,
-            policy=self.owners.load(self.reloader.policy, guards=options.tun is None),
-            stack=msgspec.structs.replace(
-                user.stack,
-                mtu=self.tun.mtu,
-                offload=self.tun.offload,
-                max_tcp_flows=limits.flows,
-                max_buffers=min(user.stack.max_buffers, limits.worker_buffers),
-            ),
-            udp=msgspec.structs.replace(user.udp, max_associations=limits.associations),
-            tun_addresses=user.tun.addresses,
-            uid=WORKER_UID if own_user else None,
-            mark=None if own_user or options.tun is not None else FWMARK,
-            header_len=self.tun.header_len,
-            egress=front().egress(self.tun.name) if options.tun is None else None,
-            secret=secrets.token_bytes(16),
-            dns_addresses=user.tun.dns_addresses,
-            fake_ip=fake_ip_config(user),
-            log_level=user.log.level,
-            log_format=user.log.format,
+        moves_traffic = options.tun is None
+        config = worker_config(
+            user,
+            policy=self.owners.load(self.reloader.policy, guards=moves_traffic),
+            tun=self.tun,
+            layout=layout,
+            moves_traffic=moves_traffic,
         )
+        shape, memory_max = self._shape(options.workers)
         self.supervisor = Supervisor(
             config,
+            workers=options.workers,
             pool=self.pool,
             tun_fd=self.tun.fd,
             fake_ip_fd=fake_names.fd if fake_names is not None else None,
             on_report=self._on_report,
+            shape=shape,
+            memory_max=memory_max,
         )
         undo.push_async_callback(self.supervisor.stop)
         self.usage = UsageBook(usage_path(options.run_dir))
@@ -292,12 +276,20 @@ class _Master:
         undo.push_async_callback(self.proxy_names.close)
         await self.supervisor.start()
 
+    def _shape(self, workers: int) -> tuple[Shape, int]:
+        """How workers are configured when there are so many, and the bytes of memory that each may have."""
+        user = self.options.config
+        limits = find_limits(workers, flows=user.stack.max_tcp_flows, associations=user.udp.max_associations)
+        for remark in limits.remarks:
+            log.warning("%s", remark)
+        return limited(limits), limits.worker_memory
+
     def _start_ingress(self, undo: AsyncExitStack) -> None:
         self.ingress = Ingress(
             self.tun.fd,
             self.pool,
-            [self.supervisor.shard(i) for i in range(self.options.workers)],
-            self.pool.counters[self.options.workers],
+            self.supervisor.shards,
+            self.pool.counters[-1],
             header_len=self.tun.header_len,
             read=self.tun.read,
             kept=self.tun.kept,
@@ -306,12 +298,20 @@ class _Master:
         undo.callback(self.ingress.close)
         self.supervisor.ingress = self.ingress
         self.supervisor.on_failed = self._fail
-        watchdog = Watchdog(self.supervisor, self.pool, memory_max=self.limits.worker_memory)
+        watchdog = Watchdog(self.supervisor, self.pool)
         undo.callback(every(self.loop, CHECK_INTERVAL, lambda: watchdog.check(monotonic())))
         self.reader = TunReader(self.loop, self.tun.fd, self.ingress, self._on_tun_gone)
         undo.callback(self.reader.close)
+        self.generations = Generations(
+            self.supervisor,
+            self.ingress,
+            self.reader,
+            self.pool,
+            shape=self._shape,
+            drain_timeout=lambda: self.reloader.config.drain_timeout,
+        )
         undo.callback(every(self.loop, EXPIRE_INTERVAL, self.ingress.expire))
-        heart = Heartbeat(self.loop, self.pool.counters[self.options.workers])
+        heart = Heartbeat(self.loop, self.pool.counters[-1])
         heart.start()
         undo.callback(heart.stop)
 
@@ -385,3 +385,5 @@ class _Master:
                 self.usage.take(report)
             case Logged():
                 self.log.on_line(worker, report)
+            case Keys() | Drained():
+                self.generations.on_report(worker, report)

@@ -4,6 +4,7 @@
 2  proxies that are new are let out beside the tun
 3  every worker is told; each answers whether it can follow. If one cannot, all go back to what they had
 4  workers that are started from now on get it as well
+5  where another number of workers is wanted, or new ones, these take over (engine/generations.py)
 
 Another mode (Clash API) comes into force in the same way, without the files. What cannot be changed while the tun stands (its
 addresses, limits, HTTP) is named, and waits for the next start.
@@ -21,6 +22,7 @@ from engine.config.model import EngineConfig
 from engine.config.modes import in_mode, modes_of, same_mode
 from engine.config.problems import ConfigError
 from engine.config.resolve import ResolveError, upstream_addresses
+from engine.generations import HandoverFailed
 from engine.http.listen import ListenError
 from engine.netconf import Network, NetworkError
 from engine.requests import Reloaded
@@ -30,15 +32,17 @@ __all__ = ["Reloader"]
 
 log = logging.getLogger(__name__)
 
-SWAPPED = ("policy", "mode", "files", "warnings")
+SWAPPED = ("policy", "mode", "files", "warnings", "workers", "drain_timeout")
 """Fields of EngineConfig that a reload puts into force."""
 
 
 class Reloader:
     """Holds the configuration in force, made of `line`.
 
-    `put_in_force` has all workers follow a policy, and returns why one cannot. `counted`: tags of outbounds in the order of
-    their rows in the counters, to which new ones are appended. `choices`: among them the mode, which a reload keeps.
+    put_in_force  has all workers follow a policy, and returns why one cannot
+    renew         has so many new workers take over from those that there are, `workers` at first
+    counted       tags of outbounds in the order of their rows in the counters, to which new ones are appended
+    choices       among them the mode, which a reload keeps
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class Reloader:
         *,
         network: Network,
         put_in_force: Callable[[Policy], Awaitable[list[str]]],
+        renew: Callable[[int], Awaitable[None]],
+        workers: int,
         counted: list[str],
         choices: Choices,
     ) -> None:
@@ -55,6 +61,8 @@ class Reloader:
         self._line = line
         self._network = network
         self._put_in_force = put_in_force
+        self._renew = renew
+        self._workers = workers
         self._counted = counted
         self._choices = choices
         self._one_at_a_time = asyncio.Lock()
@@ -94,17 +102,32 @@ class Reloader:
             log.info("the mode is %s", mode)
             return []
 
-    async def reload(self) -> Reloaded:
-        """Put the configuration as it stands in the files now into force, or say why not."""
+    async def reload(self, *, workers: int | None = None, new_workers: bool = False) -> Reloaded:
+        """Put the configuration as it stands in the files now into force, or say why not. See requests.Reload."""
         async with self._one_at_a_time:
+            before = self.config.workers
             done = await self._reload()
+            wanted = workers or (self.config.workers if self.config.workers != before else None) or self._workers
+            if not done.errors and (wanted != self._workers or new_workers):
+                await self._renew_workers(wanted, before, done)
         for line in done.errors:
             log.error("not reloaded: %s", line)
         for line in done.remarks:
             log.warning("%s", line)
+        if done.failure:
+            log.error("the workers stay as they are: %s", done.failure)
         if not done.errors:
             log.info("reloaded: new flows follow the new configuration")
         return done
+
+    async def _renew_workers(self, count: int, before: int | None, done: Reloaded) -> None:
+        try:
+            await self._renew(count)
+        except HandoverFailed as error:
+            done.failure = str(error)
+            self.config = msgspec.structs.replace(self.config, workers=before)  # the next reload tries again
+        else:
+            self._workers = done.workers = count
 
     async def _reload(self) -> Reloaded:
         if self._line is None:

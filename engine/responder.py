@@ -105,7 +105,9 @@ class Responder:
             case Measure():
                 return Reply(measurement=await self._inspector.measurement())
             case Reload():
-                return Reply(reloaded=await self._reloader.reload())
+                return Reply(
+                    reloaded=await self._reloader.reload(workers=request.workers, new_workers=request.new_workers)
+                )
             case Change():
                 return await self._change(request)
             case ListFlows():
@@ -166,8 +168,7 @@ class Responder:
             worker, number = parse_flow_name(name)
         except ValueError:
             return Reply(error=f"{name!r} is no name of a flow, such as 0-6a2bc00001a")
-        if 0 <= worker < len(self._supervisor.workers):
-            self._supervisor.send(worker, control.CloseFlow(number))
+        self._supervisor.send(worker, control.CloseFlow(number))
         return Reply(ok=True)
 
     def _select(self, request: Select) -> Reply:

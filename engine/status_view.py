@@ -40,7 +40,7 @@ def print_status(status: EngineStatus) -> None:
         table.add_row(
             str(worker.index),
             str(worker.pid or "-"),
-            worker.state,
+            _state(worker),
             str(worker.restarts),
             f"{worker.tcp_active:,}",
             f"{worker.udp_active:,}",
@@ -85,6 +85,12 @@ def _print_network(console: Console, network: NetworkStatus) -> None:
         console.print(f"past the tun: {escape('; '.join(ways))}")
     for event in network.events[-EVENTS_SHOWN:]:
         console.print(f"{strftime('%Y-%m-%d %H:%M:%S', localtime(event.time))} {escape(event.text)}")
+
+
+def _state(worker: WorkerStatus) -> str:
+    if worker.drain_left is None:
+        return worker.state
+    return f"{worker.state}, {_duration(max(worker.drain_left, 0.0))} left"
 
 
 def _sum(workers: list[WorkerStatus], field: str) -> int:

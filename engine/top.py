@@ -165,7 +165,7 @@ class Top:
 def _counts(measurement: Measurement) -> Iterator[tuple[str, float]]:
     """What only ever grows, by name."""
     rows, cells = memoryview(measurement.rows).cast("Q"), measurement.cells
-    workers = range(len(measurement.status.workers))
+    workers = range(measurement.places)
     yield "in", rows[len(workers) * cells + Cell.BYTES_IN]
     yield "out", sum(rows[worker * cells + Cell.BYTES_OUT] for worker in workers)
     for worker in workers:

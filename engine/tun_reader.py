@@ -25,10 +25,21 @@ class TunReader:
         self._on_gone = on_gone
         self._looking = False  # `_look` is scheduled
         self._looks_left = 0  # turns without a packet before it sleeps
+        self._closed = False
         loop.add_reader(tun_fd, self._on_readable)
+
+    def pause(self) -> None:
+        """Leave what comes to the kernel's queue until `resume`."""
+        self._loop.remove_reader(self._fd)
+
+    def resume(self) -> None:
+        """Read again, unless it was closed."""
+        if not self._closed:
+            self._loop.add_reader(self._fd, self._on_readable)
 
     def close(self) -> None:
         """Read no more; harmless when repeated."""
+        self._closed = True
         self._loop.remove_reader(self._fd)
 
     def _on_readable(self) -> None:

@@ -10,7 +10,8 @@ virtual machine, a frozen cgroup, SIGSTOP to the group): counting starts anew.
 
 from pathlib import Path
 
-from engine.supervisor import START_TIMEOUT, Supervisor, WorkerState
+from engine.supervisor import START_TIMEOUT, Supervisor
+from engine.worker_process import WorkerProcess, WorkerState
 from shared.metrics import Cell
 from shared.pool import Pool
 
@@ -23,16 +24,15 @@ HANG_CHECKS = 6
 
 
 class Watchdog:
-    """Call `check` every CHECK_INTERVAL seconds. `memory_max`: bytes of anonymous memory that a worker may have."""
+    """Call `check` every CHECK_INTERVAL seconds."""
 
-    def __init__(self, supervisor: Supervisor, pool: Pool, *, memory_max: int) -> None:
+    def __init__(self, supervisor: Supervisor, pool: Pool) -> None:
         self._supervisor = supervisor
         self._pool = pool
-        self._memory_max = memory_max
         self._checked_at = float("-inf")
-        self._beats: list[tuple[int | None, int]] = [(None, 0)] * len(supervisor.workers)
-        """Of each worker: its process and its heartbeat when it last changed."""
-        self._still = [0] * len(supervisor.workers)
+        self._beats: dict[int, tuple[int, int]] = {}
+        """Of each worker, by its number: its process and its heartbeat when it last changed."""
+        self._still: dict[int, int] = {}
         """Checks since then."""
 
     def check(self, now: float) -> None:
@@ -40,15 +40,16 @@ class Watchdog:
         late = now - self._checked_at > LATE_AFTER
         self._checked_at = now
         for worker in self._supervisor.workers:
-            if worker.state is WorkerState.RUNNING:
-                self._check_running(worker.index, worker.pid, late)
+            if worker.state in (WorkerState.RUNNING, WorkerState.DRAINING):
+                self._check_running(worker, late)
             elif worker.state is WorkerState.STARTING and now - worker.started_at > START_TIMEOUT:
                 self._supervisor.kill(worker.index, f"was not ready after {START_TIMEOUT:.0f} s")
 
-    def _check_running(self, index: int, pid: int | None, late: bool) -> None:
+    def _check_running(self, worker: WorkerProcess, late: bool) -> None:
+        index, pid = worker.index, worker.pid
         assert pid is not None, "it is running"
         beat = pid, self._pool.counters[index][Cell.HEARTBEAT]
-        if beat != self._beats[index] or late:
+        if beat != self._beats.get(index) or late:
             self._beats[index] = beat
             self._still[index] = 0
         else:
@@ -58,9 +59,9 @@ class Watchdog:
             self._supervisor.kill(index, f"did nothing for {HANG_CHECKS * CHECK_INTERVAL:.0f} s")
             return
         memory = _anonymous_memory(pid)
-        if memory > self._memory_max:
+        if memory > worker.memory_max:
             self._supervisor.kill(
-                index, f"took {memory >> 20} MiB of memory, of {self._memory_max >> 20} MiB that it may have"
+                index, f"took {memory >> 20} MiB of memory, of {worker.memory_max >> 20} MiB that it may have"
             )
 
 

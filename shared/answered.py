@@ -7,6 +7,7 @@ did. An address has one place in each part, found by its hash; a later one takes
 written fails its check sum and counts as empty, so that nobody waits for anybody.
 """
 
+from collections.abc import Callable
 from struct import Struct
 from zlib import crc32
 
@@ -24,11 +25,15 @@ PART_SIZE = NAMES * _PLACE
 
 
 class AnsweredNames:
-    """The parts of all workers, PART_SIZE bytes each. `own`: the number of the part that this process writes."""
+    """The parts of all workers, PART_SIZE bytes each. `own`: the number of the part that this process writes.
 
-    def __init__(self, parts: list[memoryview], own: int) -> None:
+    `used` tells how many parts, from the first on, can hold a name: reading the others would take memory for them.
+    """
+
+    def __init__(self, parts: list[memoryview], own: int, used: Callable[[], int] | None = None) -> None:
         self._parts = parts
         self._own = parts[own]
+        self._used = used if used is not None else lambda: len(parts)
 
     def put(self, address: bytes, name: str, now: float) -> None:
         """A program has been told that `name` has this packed address. `now`: seconds of a clock that all processes share."""
@@ -44,7 +49,7 @@ class AnsweredNames:
         at = _place(address)
         padded = address.ljust(16, b"\0")
         latest, found = -1, None
-        for part in self._parts:
+        for part in self._parts[: self._used()]:
             check, length, stamp, there = _HEAD.unpack_from(part, at)
             if there != padded or stamp <= latest or not length:
                 continue

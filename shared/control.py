@@ -4,6 +4,7 @@ start      Configure -> Ready | Failed          reload   Reload -> Reloaded
 routing    FindProcess -> ProcessFound, LoopSuspected          groups   Select, Used, PassedOver; Measured, Used, PassedOver
 views      ListFlows -> Flows ...; CloseFlow; Usage    TestDelay -> Delay
 names      ProxyFailing, LookUp -> LookedUp
+handover   TellKeys -> Keys ..., twice; Drain -> Keys ..., Drained
 end        Stop
 """
 
@@ -12,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from shared.config import PassedOver, Policy, WorkerConfig
+from shared.flow_view import FlowView, decode_views, flow_name, parse_flow_name
 from shared.process import ProcessInfo
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "Configure",
     "Delay",
     "DnsAnswered",
+    "Drain",
+    "Drained",
     "Failed",
     "FindProcess",
     "FlowView",
@@ -27,6 +31,7 @@ __all__ = [
     "FlushDns",
     "FromMaster",
     "FromWorker",
+    "Keys",
     "ListFlows",
     "Logged",
     "LookUp",
@@ -45,6 +50,7 @@ __all__ = [
     "SetLogLevel",
     "Stop",
     "TapLog",
+    "TellKeys",
     "TestDelay",
     "UdpSupport",
     "Usage",
@@ -160,6 +166,19 @@ class TapLog(msgspec.Struct, tag="tap_log", frozen=True):
     level: str | None
 
 
+class TellKeys(msgspec.Struct, tag="tell_keys", frozen=True):
+    """Say which flows there are, once the ring is served up to entry `until` of its stream. Answered by Keys."""
+
+    id: int
+    until: int
+    afresh: bool
+    """All of them; otherwise those that have come and gone since they were told last."""
+
+
+class Drain(msgspec.Struct, tag="drain", frozen=True):
+    """Other workers have taken over: take no new flow, tell which have ended (Keys), and when none is left (Drained)."""
+
+
 # worker -> master
 
 
@@ -216,7 +235,7 @@ class LoopSuspected(msgspec.Struct, tag="loop_suspected", frozen=True):
 
 
 class Measured(msgspec.Struct, tag="measured", frozen=True):
-    """A urltest group was tested, by the one worker that does so (index 0); the master tells the others by Select."""
+    """A urltest group was tested, by the worker that measures (WorkerConfig.measures); the master tells the others by Select."""
 
     group: str
     member: str
@@ -226,51 +245,9 @@ class Measured(msgspec.Struct, tag="measured", frozen=True):
 
 
 class Used(msgspec.Struct, tag="used", frozen=True):
-    """A flow took this urltest group, so its tests are worth their traffic; passed on by the master to worker 0."""
+    """A flow took this urltest group, so its tests are worth their traffic; passed on to the worker that measures."""
 
     group: str
-
-
-class FlowView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One live flow as views show it."""
-
-    id: int
-    """Unique within the run, together with the worker's number."""
-    network: Literal["tcp", "udp"]
-    source: str
-    source_port: int
-    destination: str
-    """Address as the application's packets have it."""
-    destination_port: int
-    name: str | None = None
-    """Name of the destination, where one is known."""
-    protocol: str | None = None
-    process: ProcessInfo | None = None
-    rule: str = ""
-    """Where the rule stands that took the flow; empty: none did, the final outbound took it."""
-    chain: tuple[str, ...] = ()
-    """Tags of the outbounds it goes through, groups first."""
-    up: int = 0
-    """Bytes of payload from the application."""
-    down: int = 0
-    started_at: float
-    """Unix time."""
-    state: str = ""
-    rtt: float | None = None
-    """Seconds to the application and back, as the stack has measured them."""
-    upstream_rtt: float | None = None
-    """Seconds to the proxy (of a direct flow, to the destination) and back, as the kernel has measured them."""
-
-
-def flow_name(worker: int, number: int) -> str:
-    """Return what a flow is called wherever people see it: `1-6a2bc00001a`, the worker's number and FlowView.id."""
-    return f"{worker}-{number:x}"
-
-
-def parse_flow_name(name: str) -> tuple[int, int]:
-    """Return the worker's number and FlowView.id of a flow's name. Raises ValueError."""
-    worker, _, number = name.partition("-")
-    return int(worker), int(number, 16)
 
 
 class Flows(msgspec.Struct, tag="flows", frozen=True):
@@ -337,6 +314,23 @@ class Logged(msgspec.Struct, tag="logged", frozen=True):
     fields: dict[str, str]
 
 
+class Keys(msgspec.Struct, tag="keys", frozen=True):
+    """Answers TellKeys, in parts. While the worker drains: flows that have ended.
+
+    A key is what `Ingress` hashes: addresses and ports of a TCP flow, source address and port of UDP.
+    """
+
+    id: int
+    """Of the question; 0: it was not asked."""
+    begun: tuple[bytes, ...] = ()
+    ended: tuple[bytes, ...] = ()
+    last: bool = True
+
+
+class Drained(msgspec.Struct, tag="drained", frozen=True):
+    """No flow is left in a worker that drains."""
+
+
 FromMaster = (
     Configure
     | Stop
@@ -349,8 +343,10 @@ FromMaster = (
     | CloseFlow
     | TestDelay
     | LookUp
-    | Used  # passed on to worker 0
+    | Used  # passed on to the worker that measures
     | PassedOver  # passed on to all workers
+    | TellKeys
+    | Drain
     | AskDns
     | FlushDns
     | MeasureNow
@@ -373,10 +369,11 @@ FromWorker = (
     | Usage
     | DnsAnswered
     | Logged
+    | Keys
+    | Drained
 )
 Message = FromMaster | FromWorker
 
 encode = msgspec.msgpack.Encoder().encode
 decode_from_master = msgspec.msgpack.Decoder(FromMaster).decode
-decode_views = msgspec.msgpack.Decoder(tuple[FlowView, ...]).decode
 decode_from_worker = msgspec.msgpack.Decoder(FromWorker).decode

@@ -9,7 +9,7 @@ Each process owns one row of CELLS 8-byte cells:
 
 A cell is written by one aligned 8-byte store, so a reader sees the old or the new value, never half of one. Gauges
 (`*_ACTIVE`, TCP_HALF_OPEN, BUFFER_BYTES, DNS_WAITING) live in the same row. Rows are never reset: a worker that is started
-again goes on where the one before it ended.
+again, or that is given a place which another one had before, goes on where that one ended.
 """
 
 from bisect import bisect_left
@@ -114,6 +114,12 @@ class Cell(IntEnum):
     # owners of flows (engine/processes)
     PROCESS_LOOKUPS = 48
     PROCESS_UNKNOWN = 49
+
+    # generations of workers (engine/generations.py)
+    PLACES_USED = 56
+    """Of the master's row: places in shared memory, from the first on, that have ever had a worker."""
+    DRAIN_CUT = 57
+    """Of the master's row: flows that were reset since their worker's time to drain was up."""
 
     # views (workers/relay)
     USAGE_LOST = 60
@@ -222,12 +228,13 @@ def observe(counters: Counters, histogram: int, seconds: float) -> None:
 
 
 def end_gauges(counters: Counters) -> None:
-    """The process that owned the row is dead, and its flows with it: they count as closed."""
+    """The process that owned the row is dead, and its flows with it: they count as closed. What it knew is out of date."""
     counters[Cell.TCP_CLOSED] += counters[Cell.TCP_ACTIVE]
     counters[Cell.UDP_CLOSED] += counters[Cell.UDP_ACTIVE]
-    for cell in GAUGES:
-        counters[cell] = 0
+    for gauge in GAUGES:
+        counters[gauge] = 0
     for row in range(OUTBOUNDS_MAX):
         at = outbound_at(row)
-        if counters[at + OutboundCell.TCP_ACTIVE] or counters[at + OutboundCell.UDP_ACTIVE]:
-            counters[at + OutboundCell.TCP_ACTIVE] = counters[at + OutboundCell.UDP_ACTIVE] = 0
+        for cell in (OutboundCell.TCP_ACTIVE, OutboundCell.UDP_ACTIVE, OutboundCell.UDP):
+            if counters[at + cell]:
+                counters[at + cell] = 0

@@ -135,6 +135,11 @@ class Ring:
         return True
 
     @property
+    def position(self) -> int:
+        """Index in the stream of the next entry that this end pushes or pulls: equal at both ends when all is pulled."""
+        return self._next
+
+    @property
     def waiting(self) -> int:
         """Entries pushed by this end that the consumer has not given back yet."""
         return self._next - self._words[_CONSUMED]

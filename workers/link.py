@@ -87,6 +87,11 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
 
+    def serve_until(self, entry: int) -> None:
+        """Serve the ring up to an entry of its stream, which the master has published."""
+        while self._ring.position < entry:
+            self._serve_batch(monotonic())
+
     # inbound
 
     def _on_doorbell(self) -> None:

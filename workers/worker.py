@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+from collections.abc import Set
 from encodings import idna  # noqa: F401 - imported while the library's files can still be read
 from time import monotonic
 
@@ -17,6 +18,7 @@ import uvloop
 from shared import control
 from shared.channel import channel_to_master, receive_from_master, send_now
 from shared.config import DirectOutbound, Policy, ProxyOutbound, WorkerConfig
+from shared.contract import contract
 from shared.fakeip import FakeIpTable, fake_ip_layout
 from shared.log import configure_logging, set_log_level
 from shared.pool import Pool, PoolLayout
@@ -27,6 +29,7 @@ from shared.system import MessageSocket, drop_privileges, message_socket
 from workers.confinement import confine_worker
 from workers.dns.names import KnownNames
 from workers.dns.worker_dns import WorkerDns
+from workers.handover import Handover
 from workers.link import Link
 from workers.log_tap import LogTap
 from workers.relay.relay import Relay
@@ -36,22 +39,37 @@ __all__ = ["run"]
 
 log = logging.getLogger(__name__)
 
+OTHER_CONTRACT = (
+    "the code on the disk is of another version than the running engine (contract {} and not {}): "
+    "restart the engine to use it"
+)
+
 OWN_QUESTION = Ends("udp", bytes((127, 0, 0, 1)), 0, bytes((127, 0, 0, 1)), 53)
 """Whose questions are that people ask the DNS service over the API: nobody's of the rules' flows."""
 
 
 def run(
-    master_pid: int, control_fd: int, doorbell: int, pool_fd: int, tun_fd: int, fake_ip_fd: int | None = None
+    master_pid: int,
+    master_contract: str,
+    control_fd: int,
+    doorbell: int,
+    pool_fd: int,
+    tun_fd: int,
+    fake_ip_fd: int | None = None,
 ) -> int:
     """Serve until told to stop; returns the exit code."""
     channel = message_socket(control_fd)
+    if master_contract != contract():
+        # Nothing of the master's can be read but that it is there, and nothing is said to it but what never changes.
+        send_now(channel, control.Failed(OTHER_CONTRACT.format(contract(), master_contract)))
+        return 1
     message = receive_from_master(channel)
     assert isinstance(message, control.Configure), "the first message configures the worker"
     config = message.config
     configure_logging(config.log_level, config.log_format, name=f"worker {config.index}")
     # Ctrl-C reaches the whole foreground group; the master decides when workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pool = Pool.attach(pool_fd, PoolLayout(config.workers, config.slots, config.ring_entries))
+    pool = Pool.attach(pool_fd, PoolLayout(config.places, config.slots, config.ring_entries))
     try:
         drop_privileges(config.uid, keep=(CAP_NET_ADMIN,) if _marks_sockets(config.policy) else ())
     except OSError as error:
@@ -124,6 +142,10 @@ async def _serve(
                 relay.test_delay(message)
             case control.LookUp():
                 relay.look_up(message)
+            case control.TellKeys():
+                handover.tell(message)
+            case control.Drain():
+                handover.drain()
 
     # The end of the channel is the end of the master.
     channel = channel_to_master(loop, control_socket, on_control, stopped.set)
@@ -160,6 +182,13 @@ async def _serve(
     link.stack = stack
     stack.timers.on_earlier = link.rearm
 
+    def refuse_new(known: Set[bytes]) -> None:
+        stack.admitted = known
+
+    handover = Handover(
+        loop, counters, live=relay.keys, serve_until=link.serve_until, refuse_new=refuse_new, tell=channel.send
+    )
+
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     if failure is None:
         link.start()
@@ -167,6 +196,7 @@ async def _serve(
     await stopped.wait()
 
     link.close()
+    handover.close()
     stack.close(monotonic())
     relay.close()
     dns.close()

@@ -102,7 +102,7 @@ def _run_engine(options: "StartOptions") -> int:
     from engine.master import EngineFailed, run_engine
     from engine.rights import RightsError
     from engine.run_dir import RunDirError
-    from engine.supervisor import WorkerFailed
+    from engine.worker_process import WorkerFailed
 
     try:
         uvloop.run(run_engine(options))

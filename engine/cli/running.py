@@ -1,8 +1,10 @@
 """Commands that talk to the running engine: stop, reload, status."""
 
+from typing import Annotated
+
 import typer
 
-from engine.cli.options import DEFAULT_RUN_DIR, FAILED, USAGE, AsJson, RunDir, fail
+from engine.cli.options import DEFAULT_RUN_DIR, FAILED, USAGE, WORKERS_MAX, AsJson, RunDir, fail
 
 __all__ = ["reload", "status", "stop"]
 
@@ -30,13 +32,26 @@ def stop(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
         typer.echo("stopped")
 
 
-def reload(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
-    """Let new flows follow the configuration as it stands in its files now; exit 2 when it has errors, and nothing changes."""
+def reload(
+    run_dir: RunDir = DEFAULT_RUN_DIR,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, max=WORKERS_MAX, help="So many new workers take over; flows live on."),
+    ] = None,
+    new_workers: Annotated[
+        bool,
+        typer.Option("--new-workers", help="As many new workers take over, with the code that is installed now."),
+    ] = False,
+) -> None:
+    """Let new flows follow the configuration as it stands in its files now; exit 2 when it has errors, and nothing changes.
+
+    Exit 1 when new workers do not come up: those before them go on.
+    """
     from engine.control import NotRunning, ask
     from engine.requests import Reload
 
     try:
-        reply = ask(run_dir, Reload(), timeout=RELOAD_TIMEOUT)
+        reply = ask(run_dir, Reload(workers, new_workers), timeout=RELOAD_TIMEOUT)
     except NotRunning as error:
         fail(FAILED, str(error))
     if reply.reloaded is None:
@@ -45,7 +60,9 @@ def reload(run_dir: RunDir = DEFAULT_RUN_DIR) -> None:
         typer.echo(line, err=True)
     if reply.reloaded.errors:
         fail(USAGE, "not reloaded: the engine goes on with what it had")
-    typer.echo("reloaded")
+    if reply.reloaded.failure:
+        fail(FAILED, f"the workers stay as they are: {reply.reloaded.failure}")
+    typer.echo(f"reloaded, {reply.reloaded.workers} new workers" if reply.reloaded.workers else "reloaded")
 
 
 def status(as_json: AsJson = False, run_dir: RunDir = DEFAULT_RUN_DIR) -> None:

@@ -105,6 +105,7 @@ def start(
         named = discovered_proxy("engine start")
     line = CommandLine(
         files=files,
+        workers=workers,
         proxy=named,
         interface=interface,
         mtu=mtu,
@@ -116,10 +117,10 @@ def start(
         log_level=log_level,
         log_format=log_format,
     )
-    run_until_stopped(line, workers=workers, run_dir=run_dir)
+    run_until_stopped(line, run_dir=run_dir)
 
 
-def run_until_stopped(line: "CommandLine", *, workers: int | None, run_dir: Path | None) -> None:
+def run_until_stopped(line: "CommandLine", *, run_dir: Path | None) -> None:
     """Make the configuration in force, run, and turn every failure into its sentence and exit code."""
     import uvloop
 
@@ -131,8 +132,8 @@ def run_until_stopped(line: "CommandLine", *, workers: int | None, run_dir: Path
     from engine.netconf import NetworkError
     from engine.rights import RightsError
     from engine.run_dir import RunDirError
-    from engine.supervisor import WorkerFailed
     from engine.tun import TunError
+    from engine.worker_process import WorkerFailed
 
     try:
         config, remarks = effective(line)
@@ -144,7 +145,7 @@ def run_until_stopped(line: "CommandLine", *, workers: int | None, run_dir: Path
             log.warning("%s", remark)
         options = StartOptions(
             config=config,
-            workers=workers or config.workers or cores(),
+            workers=config.workers or cores(),
             run_dir=(run_dir or Path(config.run_dir or DEFAULT_RUN_DIR)).absolute(),
             command_line=line,
         )

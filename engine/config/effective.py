@@ -27,6 +27,7 @@ class CommandLine(msgspec.Struct, frozen=True, kw_only=True):
     """What comes before the files. None: nothing is said."""
 
     files: tuple[Path, ...] = ()
+    workers: int | None = None
     proxy: ProxyConfig | None = None
     """Named, or found where there are no files."""
     interface: str | None = None
@@ -69,6 +70,7 @@ def _with_options(config: EngineConfig, line: CommandLine) -> EngineConfig:
     tun, log = config.tun, config.log
     return msgspec.structs.replace(
         config,
+        workers=line.workers or config.workers,
         tun=msgspec.structs.replace(
             tun,
             interface_name=line.interface or tun.interface_name,

@@ -160,6 +160,7 @@ def _load(tree: Object, problems: Problems, machine: Machine, files: list[str]) 
         stack=_stack(engine.stack),
         udp=_udp(engine.udp, tun.udp_timeout if tun is not None else 300.0),
         workers=engine.workers,
+        drain_timeout=engine.drain_timeout,
         run_dir=engine.run_dir,
         http=http,
         mode=options.experimental.clash_api.default_mode,

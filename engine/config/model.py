@@ -86,6 +86,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     udp: UdpConfig = UdpConfig()
     workers: int | None = None
     """None: as many as there are cores."""
+    drain_timeout: float = 300.0
+    """Seconds that flows may go on in workers that others have taken over from."""
     run_dir: str | None = None
     http: HttpOptions | None = DEFAULT_HTTP
     """Metrics and Clash API; None: nothing is served."""

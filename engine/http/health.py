@@ -32,6 +32,8 @@ def problems(measurement: Measurement) -> list[str]:
     found = [] if status.link_up else [f"the interface {status.interface} is down"]
     rows = memoryview(measurement.rows).cast("Q")
     for worker in status.workers:
+        if worker.generation != status.generation:
+            continue  # it takes no new flows, not yet or no more
         beat_at = rows[worker.index * measurement.cells + Cell.HEARTBEAT] / 1000
         if worker.state != "running":
             found.append(f"worker {worker.index} is not running ({worker.state})")
@@ -46,5 +48,5 @@ def problems(measurement: Measurement) -> list[str]:
 def outbound_states(measurement: Measurement) -> dict[str, bool]:
     """Return for each outbound that a flow has tried whether it works, as the last attempt of any worker showed."""
     rows, cells = memoryview(measurement.rows).cast("Q"), measurement.cells
-    workers = [rows[index * cells : (index + 1) * cells] for index in range(len(measurement.status.workers))]
+    workers = [rows[index * cells : (index + 1) * cells] for index in range(measurement.places)]
     return outbound_health.outbound_states(workers, measurement.outbounds)

@@ -114,15 +114,28 @@ class MetricsOf(Collector):
             events.add_metric((kind,), count)
         yield events
         yield _counter("guardian_restarts", "Times that the guardian was replaced.", status.guardian_restarts)
+        yield _gauge("generation", "Number of the generation of workers that takes new flows.", status.generation)
+        yield _counter(
+            "drain_cut_flows", "Flows that were reset since their worker's time to drain was up.", status.drain_cut
+        )
         up = GaugeMetricFamily("tunloom_worker_up", "1 while the worker runs.", labels=("worker",))
+        generation = GaugeMetricFamily(
+            "tunloom_worker_generation", "Number of the generation that the worker belongs to.", labels=("worker",)
+        )
+        draining = GaugeMetricFamily(
+            "tunloom_worker_draining",
+            "1 while others take the new flows and the worker's own go on.",
+            labels=("worker",),
+        )
         restarts = CounterMetricFamily(
             "tunloom_worker_restarts", "Times that a worker died and was replaced.", labels=("worker",)
         )
         for worker in status.workers:
-            up.add_metric((str(worker.index),), worker.state == "running")
+            up.add_metric((str(worker.index),), worker.state in ("running", "draining"))
+            generation.add_metric((str(worker.index),), worker.generation)
+            draining.add_metric((str(worker.index),), worker.state == "draining")
             restarts.add_metric((str(worker.index),), worker.restarts)
-        yield up
-        yield restarts
+        yield from (up, generation, draining, restarts)
         memory = GaugeMetricFamily(
             "tunloom_memory_bytes",
             "Proportional set size: memory of the process, with its share of what it shares.",
@@ -274,9 +287,9 @@ class MetricsOf(Collector):
         buffers = GaugeMetricFamily(
             "tunloom_buffer_bytes", "Bytes of send and receive buffers in use.", labels=("worker",)
         )
-        for worker, row in zip(self._status.workers, self._workers, strict=True):
+        for worker in self._status.workers:
             waiting.add_metric((str(worker.index),), worker.ring_waiting)
-            buffers.add_metric((str(worker.index),), row[Cell.BUFFER_BYTES])
+            buffers.add_metric((str(worker.index),), self._workers[worker.index][Cell.BUFFER_BYTES])
         yield waiting
         yield buffers
         yield _gauge("pool_slots", "Slots for packets above 2 KiB.", self._status.pool_slots)

@@ -76,8 +76,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a worker needs beside its inherited descriptors."""
 
     index: int
-    """Shard number, 0..workers-1."""
-    workers: int
+    """Its place in the shared memory, 0..places-1, which is the worker's number."""
+    places: int
     slots: int
     ring_entries: int
     policy: Policy
@@ -91,6 +91,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """SO_MARK for upstream sockets where `uid` is None."""
     egress: tuple[int, int] | None = None
     """Indexes of the interfaces that upstream sockets of IPv4 and of IPv6 are bound to (macOS); None: they need not be."""
+    workers: int = 1
+    """How many share the new flows."""
+    measures: bool = False
+    """It tests the members of urltest groups, for all workers."""
     header_len: int = 10
     """Bytes before the IP packet on the tun (engine.tun.TunDevice): virtio header, protocol family of a utun, or nothing."""
     secret: bytes = b""

@@ -19,8 +19,8 @@ from engine.run_dir import wait_until_unlocked
 from tests.support.loop import on_loop
 
 WORKER = WorkerStatus(
-    index=0, pid=4711, state="running", restarts=1, last_end="was killed", uptime=2.5, memory=34_603_008, ring_waiting=7,
-    flows=3, tcp_active=2, tcp_opened=9, udp_active=1, udp_opened=1, connect_failed=4,
+    index=0, generation=1, drain_left=None, pid=4711, state="running", restarts=1, last_end="was killed", uptime=2.5,
+    memory=34_603_008, ring_waiting=7, flows=3, tcp_active=2, tcp_opened=9, udp_active=1, udp_opened=1, connect_failed=4,
     packets_in=5, bytes_in=6, packets_out=7, bytes_out=8, tcp_retransmits=0, drops={"malformed": 2},
 )  # fmt: skip
 STATUS = EngineStatus(
@@ -29,7 +29,7 @@ STATUS = EngineStatus(
     offload=["csum", "tso4"], link_up=True,
     proxy="socks5://u:***@[2001:db8::1]:1080", udp="no: refused", packets_in=10, bytes_in=20, drops={}, tun_dropped=0,
     pool_slots=512, pool_free=511, kill_switch=True, guardian_pid=18, guardian_restarts=1,
-    http_pid=19, http_restarts=0, http_memory=36_700_160, workers=[WORKER],
+    http_pid=19, http_restarts=0, http_memory=36_700_160, generation=1, drain_cut=0, workers=[WORKER],
 )  # fmt: skip
 
 

@@ -31,7 +31,8 @@ class Notes:
         self.sent: list[tuple[int, control.FromMaster]] = []
         self.policy: Policy | None = None
         self.running = [0, 1, 2]
-        self.workers = [cast(Any, type("Worker", (), {"index": index})) for index in range(3)]
+        self.current = [cast(Any, type("Worker", (), {"index": index})) for index in range(3)]
+        self.measuring = 0
 
     def send(self, index: int, message: control.FromMaster) -> bool:
         if index not in self.running:

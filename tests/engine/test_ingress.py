@@ -52,9 +52,8 @@ class Bed:
         self.network, self._tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._tun.setblocking(False)
         self.row = self.pool.counters[workers]
-        self.ingress = Ingress(
-            self._tun.fileno(), self.pool, [self.shard(i) for i in range(workers)], self.row, header_len=len(header)
-        )
+        self.shards = [self.shard(i) for i in range(workers)]
+        self.ingress = Ingress(self._tun.fileno(), self.pool, list(self.shards), self.row, header_len=len(header))
         self.rings = [self.pool.ring(i) for i in range(workers)]
         self.free_rings = [self.pool.free_ring(i) for i in range(workers)]
         self.slots_held: list[list[int]] = [[] for _ in range(workers)]
@@ -409,7 +408,7 @@ def test_slot_that_the_worker_does_not_hold_is_not_taken_from_it(slot: int) -> N
         assert len(made.receive()) == 4
 
 
-def test_reset_shard_takes_back_exactly_the_slots_of_the_dead_worker() -> None:
+def test_replaced_shard_gives_back_exactly_the_slots_of_the_dead_worker() -> None:
     with bed(workers=2, slots=64) as made:
         dead, alive = ports_of_shard(made, 0, 3), ports_of_shard(made, 1, 2)
         before = made.ingress.free_slots
@@ -420,7 +419,7 @@ def test_reset_shard_takes_back_exactly_the_slots_of_the_dead_worker() -> None:
         made.rings[0].close()
         made.free_rings[0].close()
         made.pool.reset_rings(0)
-        made.ingress.reset_shard(0, made.shard(0))
+        made.ingress.replace(made.shards[0], made.shard(0))
         made.rings[0], made.free_rings[0] = made.pool.ring(0), made.pool.free_ring(0)
         made.slots_held[0].clear()
         assert made.ingress.free_slots == before - 2

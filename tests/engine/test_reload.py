@@ -11,6 +11,7 @@ from engine.choices import Choices
 from engine.config.effective import CommandLine
 from engine.config.model import EngineConfig
 from engine.config.named_proxy import for_proxy
+from engine.generations import HandoverFailed
 from engine.reload import Reloader
 from engine.run.network import PrivateNetwork
 from shared.config import Policy, ProxyConfig
@@ -28,6 +29,13 @@ class Workers:
     def __init__(self, refusals: dict[int, str]) -> None:
         self.refusals = refusals
         self.in_force: list[int] = []
+        self.renewed: list[int] = []
+        self.failure = ""
+
+    async def renew(self, count: int) -> None:
+        if self.failure:
+            raise HandoverFailed(self.failure)
+        self.renewed.append(count)
 
     async def follow(self, policy: Policy) -> list[str]:
         port: int = policy.outbounds[0].proxy.port  # type: ignore[union-attr]
@@ -38,13 +46,9 @@ class Workers:
 def reloader(new: EngineConfig, workers: Workers, monkeypatch: pytest.MonkeyPatch) -> Reloader:
     monkeypatch.setattr(reload, "effective", lambda line, known: (new, ()))
     return Reloader(
-        config(1080),
-        CommandLine(),
-        network=PrivateNetwork(Path("/x")),
-        put_in_force=workers.follow,
-        counted=["proxy"],
-        choices=Choices(None, "info"),
-    )
+        config(1080), CommandLine(), network=PrivateNetwork(Path("/x")), put_in_force=workers.follow,
+        renew=workers.renew, workers=2, counted=["proxy"], choices=Choices(None, "info"),
+    )  # fmt: skip
 
 
 @on_loop

@@ -17,7 +17,8 @@ import pytest
 
 from engine import supervisor as supervisor_module
 from engine.ingress import Ingress
-from engine.supervisor import Report, Supervisor, WorkerFailed, WorkerState
+from engine.supervisor import Report, Supervisor
+from engine.worker_process import WorkerFailed, WorkerState
 from shared import control
 from shared.config import (
     DialConfig,
@@ -43,12 +44,12 @@ from tests.support.packets import VIRTIO_NONE, ipv4
 
 ROOT = Path(__file__).parents[2]
 HANGS_AFTER = 10.0  # seconds
-WORKERS, SLOTS, RING_ENTRIES = 2, 16, 64
+WORKERS, PLACES, SLOTS, RING_ENTRIES = 2, 6, 16, 64
 ANYBODY = 60922 if os.geteuid() == 0 else None  # uid of the workers
 
 CONFIG = WorkerConfig(
     index=0,
-    workers=WORKERS,
+    places=PLACES,
     slots=SLOTS,
     ring_entries=RING_ENTRIES,
     policy=Policy(
@@ -67,11 +68,12 @@ class Bed:
 
     def __init__(self, config: WorkerConfig) -> None:
         self.reports: list[tuple[int, Report]] = []
-        self.pool = Pool.create(PoolLayout(WORKERS, SLOTS, RING_ENTRIES))
+        self.pool = Pool.create(PoolLayout(PLACES, SLOTS, RING_ENTRIES))
         self.network, self.tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.tun.setblocking(False)
         self.supervisor = Supervisor(
             config,
+            workers=WORKERS,
             pool=self.pool,
             tun_fd=self.tun.fileno(),
             on_report=lambda worker, report: self.reports.append((worker, report)),
@@ -86,8 +88,9 @@ class Bed:
             self.ingress.read_batch()
 
     def start_ingress(self) -> Ingress:
-        shards = [self.supervisor.shard(index) for index in range(WORKERS)]
-        self.ingress = Ingress(self.tun.fileno(), self.pool, shards, self.pool.counters[WORKERS], header_len=HEADER_LEN)
+        self.ingress = Ingress(
+            self.tun.fileno(), self.pool, self.supervisor.shards, self.pool.counters[-1], header_len=HEADER_LEN
+        )
         self.supervisor.ingress = self.ingress
         return self.ingress
 
@@ -184,7 +187,7 @@ async def test_killed_worker_is_replaced_and_its_slots_come_back() -> None:
         for pid in pids:  # stopped, so that the slots stay with them
             os.kill(pid, signal.SIGSTOP)
         bed.dispatch(*[ipv4(f"192.0.2.{n}", "198.51.100.7", 132, bytes(INLINE_MAX)) for n in range(1, 11)])
-        held = [list(ingress._owner.values()).count(index) for index in range(WORKERS)]
+        held = [shard.held for shard in bed.supervisor.shards]
         assert before - ingress.free_slots == sum(held) > 0
         row = bed.pool.counters[0]
         for gauge in GAUGES:
@@ -214,7 +217,7 @@ async def test_successor_serves_the_ring_of_the_dead() -> None:
         wait_until(
             lambda: ingress.free_slots == before, timeout=10, what="every slot, from workers that serve their rings"
         )
-        assert bed.pool.counters[WORKERS][Cell.DROP_POOL_EMPTY] == 0
+        assert bed.pool.counters[-1][Cell.DROP_POOL_EMPTY] == 0
 
 
 @on_loop
@@ -313,7 +316,7 @@ async def test_routing_mark_keeps_the_one_capability_that_it_needs() -> None:
 CANNOT_START = f"""#!{sys.executable}
 import socket, sys
 from shared import control
-channel = socket.socket(fileno=int(sys.argv[5]))  # after -P -m workers MASTER_PID
+channel = socket.socket(fileno=int(sys.argv[6]))  # after -P -m workers MASTER_PID CONTRACT
 channel.send(control.encode(control.Failed("the moon is full")))
 """
 

@@ -8,8 +8,8 @@ from operator import ne
 import pytest
 
 from engine import supervisor as supervisor_module
-from engine.supervisor import WorkerFailed, WorkerState
 from engine.watchdog import CHECK_INTERVAL, HANG_CHECKS, Watchdog
+from engine.worker_process import WorkerFailed, WorkerState
 from shared.metrics import Cell
 from tests.engine.test_supervisor import WORKERS, Bed, running
 from tests.support.loop import on_loop
@@ -23,7 +23,9 @@ class Clock:
 
     def __init__(self, bed: Bed, memory_max: int = ENOUGH) -> None:
         self.now = 100.0
-        self.watchdog = Watchdog(bed.supervisor, bed.pool, memory_max=memory_max)
+        self.watchdog = Watchdog(bed.supervisor, bed.pool)
+        for worker in bed.supervisor.workers:
+            worker.memory_max = memory_max
 
     def check(self, times: int, interval: float = CHECK_INTERVAL) -> None:
         for _ in range(times):

@@ -11,7 +11,7 @@ PROXY = ProxyConfig(
 )
 CONFIG = WorkerConfig(
     index=2,
-    workers=4,
+    places=4,
     slots=512,
     ring_entries=1024,
     policy=Policy(outbounds=(ProxyOutbound(tag="proxy", proxy=PROXY),)),

@@ -65,20 +65,21 @@ def running_engine(
     run_dir: Path,
     *options: str,
     proxy: str | None = None,
-    workers: int = 2,
+    workers: int | None = 2,
     netns_option: bool = False,
     wrapper: Sequence[str] = (),
 ) -> Iterator[Engine]:
     """Start the engine in `client` and wait until packets flow; afterwards the network must be as it was before.
 
-    `proxy` None: that of the options (`-c FILE`), or the engine looks for one by itself.
+    `proxy` None: that of the options (`-c FILE`), or the engine looks for one by itself. `workers` None: the file's number.
 
     It is stopped on the way out, and must exit 0, unless the test has ended it. `netns_option`: the engine is started
     outside, and enters by its option --netns, so that it sees the cgroups. `wrapper`: a command that runs its arguments.
     """
     before = client.snapshot()
     named = () if proxy is None else ("--proxy", proxy)
-    start = ("start", *named, "--workers", str(workers), "--run-dir", str(run_dir), *options)
+    number = () if workers is None else ("--workers", str(workers))
+    start = ("start", *named, *number, "--run-dir", str(run_dir), *options)
     if netns_option:
         service = Service("engine", [*wrapper, *ENGINE, *start, "--netns", client.name])
     else:

@@ -81,7 +81,7 @@ class Relay:
                 counters=counters,
                 mark=self._egress or config.mark,
                 tun=networks(config.tun_addresses),
-                measures=config.index == 0,
+                measures=config.measures,
                 look_up=self._look_up,
                 on_udp_support=self._on_udp_support,
                 on_used=lambda tag: tell(control.Used(tag)),
@@ -144,6 +144,11 @@ class Relay:
         if how.server is None and self._default_resolver is not None:
             how = msgspec.structs.replace(how, server=self._default_resolver)
         return await self._dns.look_up(name, how)
+
+    def keys(self) -> set[bytes]:
+        """All flows that packets may come for, as the master's keys (shared.control.Keys)."""
+        endpoints = (source + port.to_bytes(2, "big") for source, port in self._udp.flows)
+        return {*self.stack.connections, *endpoints}
 
     # what the master asks
 

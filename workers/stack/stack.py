@@ -8,7 +8,7 @@
 Four verbs drive it: process, flush, timeout, and the relay's calls on its connections. Nothing here blocks or raises on a packet.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from hashlib import blake2s
 from struct import Struct
 
@@ -55,6 +55,7 @@ class Stack:
 
     now          time of the packet or batch being processed
     connections  flow key (source, destination, ports as they stand in the application's packets) -> connection
+    admitted     keys for which alone connections are made; None: for all
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Stack:
         self.chunks = buffers if buffers is not None else ChunkPool(counters, config.max_buffers, config.max_tcp_flows)
         self.now = 0.0
         self.connections: dict[bytes, TcpConnection] = {}
+        self.admitted: Set[bytes] | None = None
         self.ack_pending: list[TcpConnection] = []
         self.timers = Timers()
         self.mss = {4: min(config.mtu, 65535) - 40, 6: min(config.mtu, 65535) - 60}
@@ -188,6 +190,9 @@ class Stack:
     def open(self, packet: memoryview, start: int, end: int, key: bytes, iss: int | None = None) -> None:
         """Make a connection of a SYN and tell the relay. `iss`: first number to use, by default that of RFC 6528."""
         config = self.config
+        if self.admitted is not None and key not in self.admitted:
+            self.counters[Cell.DROP_STALE] += 1  # when it is sent again it goes to where the flow belongs now
+            return
         _, _, seq, _, offset_flags, window, _, _ = tcp.HEADER.unpack_from(packet, start)
         at = start + (offset_flags >> 12) * 4
         options = tcp.parse_options(packet[start + 20 : at]) if start + 20 <= at <= end else None

@@ -1,4 +1,4 @@
-"""The outbound that takes the fastest of its members. Worker 0 measures for all workers; the master tells the others."""
+"""The outbound that takes the fastest of its members. One worker measures for all; the master tells the others."""
 
 import asyncio
 import logging

@@ -76,6 +76,8 @@ class EngineOptions(Options, frozen=True, kw_only=True):
 
     workers: Annotated[int, _count(1, WORKERS_MAX, "workers")] | None = None
     """Worker processes; nothing: as many as there are cores."""
+    drain_timeout: Duration = 300.0
+    """Flows may go on for so long in workers that others have taken over from; then they are reset."""
     offload: Literal["auto", "uso", "tso", "csum", "none", "no-header"] = "auto"
     """The most that is asked of the kernel."""
     run_dir: str | None = None

@@ -147,7 +147,7 @@ def _camel(name: str) -> str:
 def totals(measurement: Measurement) -> tuple[int, int]:
     """Return the bytes of IP packets from applications and to them, since the start."""
     rows = memoryview(measurement.rows).cast("Q")
-    workers = len(measurement.status.workers)
+    workers = measurement.places
     up = rows[workers * measurement.cells + Cell.BYTES_IN]
     return up, sum(rows[worker * measurement.cells + Cell.BYTES_OUT] for worker in range(workers))
 

@@ -34,5 +34,6 @@ class Rows:
             now=NOW,
             outbounds=list(outbounds),
             cells=cells,
+            places=len(self.rows) - 1,
             rows=b"".join(value.to_bytes(8, "little") for row in whole for value in row),
         )

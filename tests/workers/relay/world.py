@@ -53,7 +53,8 @@ class World:
         stack_config = StackConfig(mtu=tun.mtu, offload=tun.offload)
         config = WorkerConfig(
             index=0,
-            workers=1,
+            places=1,
+            measures=True,
             slots=1,
             ring_entries=1,
             policy=policy,
