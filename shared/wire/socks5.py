@@ -29,7 +29,6 @@ __all__ = [
     "Reply",
     "UdpHeader",
     "encode_address",
-    "encode_name",
     "encode_udp_header",
     "encode_udp_header_to_name",
     "max_datagram",
@@ -89,14 +88,6 @@ def encode_address(address: bytes, port: int) -> bytes:
     return bytes((IPV4 if len(address) == 4 else IPV6,)) + address + port.to_bytes(2, "big")
 
 
-def encode_name(name: str, port: int) -> bytes:
-    """Return ATYP, host name and port. Raises ValueError for a name that is longer than 255 bytes."""
-    encoded = name.encode("idna" if not name.isascii() else "ascii")
-    if not 0 < len(encoded) < 256:
-        raise ValueError(f"{name!r} is no host name")
-    return bytes((DOMAIN, len(encoded))) + encoded + port.to_bytes(2, "big")
-
-
 def parse_address(data: bytes | bytearray | memoryview, at: int) -> tuple[int, bytes, int, int] | None:
     """Parse ATYP, address and port at offset `at`: (ATYP, address, port, offset behind it), None while bytes are missing.
 
@@ -127,7 +118,10 @@ def encode_udp_header(address: bytes, port: int) -> bytes:
 
 def encode_udp_header_to_name(name: str, port: int) -> bytes:
     """Return the header of a whole datagram to a host name. Raises ValueError for one that is longer than 255 bytes."""
-    return b"\0\0\0" + encode_name(name, port)
+    encoded = name.encode("idna" if not name.isascii() else "ascii")
+    if not 0 < len(encoded) < 256:
+        raise ValueError(f"{name!r} is no host name")
+    return b"\0\0\0" + bytes((DOMAIN, len(encoded))) + encoded + port.to_bytes(2, "big")
 
 
 def parse_udp_header(datagram: memoryview) -> UdpHeader | None:

@@ -1,6 +1,6 @@
 """Outbounds: where flows leave. Each kind is an `Outbound`; build.py makes them of a policy.
 
-proxy     through a SOCKS5, SOCKS4a or HTTP proxy: socks.py and socks5.py (TCP), socks5_udp.py and socks5_leg.py (UDP)
+proxy     through a SOCKS5, SOCKS4a or HTTP proxy: socks.py (TCP), socks5_udp.py and socks5_leg.py (UDP)
 direct    from sockets of our own: direct.py (TCP), direct_leg.py (UDP)
 block     nowhere
 group     one of several others: group.py (selector, fallback), urltest.py (the fastest)

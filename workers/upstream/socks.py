@@ -1,4 +1,4 @@
-"""TCP through the proxy: SOCKS5 (socks5.py), and SOCKS4a or HTTP CONNECT, spoken by python-socks.
+"""TCP through the proxy: SOCKS5, SOCKS4a or HTTP CONNECT, spoken by python-socks.
 
 python-socks has two layers: `Proxy`, which also opens the socket, and beneath it connectors that speak a protocol over any
 AsyncSocketStream. We use the connectors, because the socket needs SO_MARK before it connects, and because `Proxy` reads the
@@ -15,17 +15,14 @@ from python_socks._errors import IncompleteReadError
 from python_socks._protocols.errors import ReplyError
 
 from shared.config import ProxyConfig
-from shared.wire.socks5 import CONNECT, VERSION, Reply, encode_address, encode_name
+from shared.wire.socks5 import Reply
 from workers.stack import Refusal
 from workers.upstream import DestinationRefused, ProxyFailed, UpstreamError
-from workers.upstream.sockets import Sockets, pack_address, wait_readable
-from workers.upstream.socks5 import authenticate, read_reply, reply_name
+from workers.upstream.sockets import Sockets, wait_readable
 
 __all__ = ["Dialer", "ProxyStream", "SocksUpstream"]
 
-_TYPES = {"socks4": ProxyType.SOCKS4, "http": ProxyType.HTTP}
-
-_CONNECT = bytes((VERSION, CONNECT, 0))
+_TYPES = {"socks5": ProxyType.SOCKS5, "socks4": ProxyType.SOCKS4, "http": ProxyType.HTTP}
 
 _REFUSALS: dict[str, dict[int, Refusal]] = {
     "socks5": {
@@ -70,10 +67,6 @@ class ProxyStream(AsyncSocketStream):
                 raise IncompleteReadError("the proxy closed the connection")
             data += more
         return data
-
-    async def read_some(self, n: int) -> bytes:
-        """Return some of the next `n` bytes, nothing at end of file. Raises OSError."""
-        return await self._recv(n)
 
     async def read(self, max_bytes: int = 65536) -> bytes:
         """Return the header of an HTTP response, and nothing of what follows it. Raises OSError."""
@@ -134,21 +127,14 @@ class SocksUpstream:
         self._dialer = dialer
         self._kind = proxy.kind
         # Names are left to the proxy (rdns), so the resolver is never asked. The connector keeps no state between flows.
-        self._connector = (
-            None
-            if proxy.kind == "socks5"
-            else create_connector(_TYPES[proxy.kind], proxy.username, proxy.password, True, AsyncResolver())
-        )
+        self._connector = create_connector(_TYPES[proxy.kind], proxy.username, proxy.password, True, AsyncResolver())
 
     async def connect(self, host: str, port: int) -> socket.socket:
         """Return a non-blocking socket whose other end is `host`:`port`. Raises UpstreamError."""
         stream = await self._dialer.open()
         try:
             async with asyncio.timeout(self._dialer.timeout):
-                if self._connector is None:
-                    await self._connect_socks5(stream, host, port)
-                else:
-                    await self._connector.connect(stream, host, port)
+                await self._connector.connect(stream, host, port)
         except (ReplyError, IncompleteReadError, OSError, ValueError) as error:
             stream.socket.close()
             raise self._failure(error, stream) from error
@@ -156,16 +142,6 @@ class SocksUpstream:
             stream.socket.close()
             raise
         return stream.socket
-
-    async def _connect_socks5(self, stream: ProxyStream, host: str, port: int) -> None:
-        """RFC 1928. Raises ProxyFailed, ReplyError, IncompleteReadError, OSError, ValueError."""
-        address = pack_address(host)
-        where = encode_address(address, port) if address is not None else encode_name(host, port)
-        await authenticate(stream, self._dialer.proxy)
-        await stream.write(_CONNECT + where)
-        code, _ = await read_reply(stream)
-        if code != Reply.SUCCEEDED:
-            raise ReplyError(f"the proxy answered: {reply_name(code)}", error_code=code)
 
     def _failure(self, error: Exception, stream: ProxyStream) -> UpstreamError:
         """Tell what the application shall hear about a handshake that failed."""

@@ -10,10 +10,22 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from python_socks._errors import IncompleteReadError
 
-from shared.wire.socks5 import DOMAIN, UDP_ASSOCIATE, VERSION, Reply, encode_address
+from shared.config import ProxyConfig
+from shared.wire.socks5 import (
+    DOMAIN,
+    IPV4,
+    NO_ACCEPTABLE_METHOD,
+    NO_AUTHENTICATION,
+    PASSWORD_VERSION,
+    UDP_ASSOCIATE,
+    USERNAME_PASSWORD,
+    VERSION,
+    Reply,
+    encode_address,
+    parse_address,
+)
 from workers.upstream import ProxyFailed, UdpUnsupported
 from workers.upstream.socks import Dialer, ProxyStream
-from workers.upstream.socks5 import authenticate, read_reply, reply_name
 
 __all__ = ["Association", "associate", "relay_address"]
 
@@ -49,7 +61,7 @@ async def associate(dialer: Dialer) -> Association:
     stream = await dialer.open()
     try:
         async with asyncio.timeout(dialer.timeout):
-            await authenticate(stream, proxy)
+            await _authenticate(stream, proxy)
             address, port = await _request(stream, dialer)
         return _connect_relay(dialer, stream.socket, address, port)
     except (TimeoutError, OSError, IncompleteReadError, ValueError) as error:
@@ -60,22 +72,52 @@ async def associate(dialer: Dialer) -> Association:
         raise
 
 
+async def _authenticate(stream: ProxyStream, proxy: ProxyConfig) -> None:
+    """Agree on a method (RFC 1928, section 3) and give the password if it is asked for (RFC 1929). Raises ProxyFailed."""
+    methods = [NO_AUTHENTICATION] if proxy.username is None else [NO_AUTHENTICATION, USERNAME_PASSWORD]
+    await stream.write(bytes((VERSION, len(methods), *methods)))
+    version, method = await stream.read_exactly(2)
+    if version != VERSION or method not in methods:
+        reason = "no acceptable authentication" if method == NO_ACCEPTABLE_METHOD else "not a SOCKS5 proxy"
+        raise ProxyFailed(f"the proxy {proxy} does not serve us: {reason}")
+    if method == USERNAME_PASSWORD:
+        assert proxy.username is not None, "offered only with a user name"
+        name, password = proxy.username.encode(), (proxy.password or "").encode()
+        await stream.write(bytes((PASSWORD_VERSION, len(name))) + name + bytes((len(password),)) + password)
+        _, status = await stream.read_exactly(2)
+        if status:
+            raise ProxyFailed(f"the proxy {proxy} does not serve us: it refuses the user name or password")
+
+
 async def _request(stream: ProxyStream, dialer: Dialer) -> tuple[str, int]:
     """Send UDP ASSOCIATE; return address and port of the relay. Raises UdpUnsupported, OSError, ValueError."""
     proxy = dialer.proxy
     await stream.write(bytes((VERSION, UDP_ASSOCIATE, 0)) + _ANY_ENDPOINT)
     try:
-        code, (kind, host, port) = await read_reply(stream)
+        head = await stream.read_exactly(3)
     except (IncompleteReadError, ConnectionError) as error:  # OpenSSH (-D) hangs up on this command
         raise UdpUnsupported(f"the proxy {proxy} carries no UDP: it closed the connection") from error
-    if code != Reply.SUCCEEDED:
-        raise UdpUnsupported(f"the proxy {proxy} carries no UDP: it answered {reply_name(code)}")
+    if head[1] != Reply.SUCCEEDED:
+        raise UdpUnsupported(f"the proxy {proxy} carries no UDP: it answered {_reply_name(head[1])}")
+    address = await stream.read_exactly(2)
+    while (bound := parse_address(address, 0)) is None:
+        # Two bytes tell how long the rest is: of DOMAIN the second is the length, of the others it is part of the address.
+        rest = {IPV4: 5, DOMAIN: address[1] + 2}.get(address[0], 17)
+        address += await stream.read_exactly(rest)
+    kind, host, port, _ = bound
     if port == 0:
         raise UdpUnsupported(f"the proxy {proxy} carries no UDP: it names port 0 as its relay")
     proxy_address = stream.socket.getpeername()[0]
     if kind == DOMAIN:
         host = await _resolve(dialer, host.decode("ascii"), proxy_address)
     return relay_address(host, proxy_address), port
+
+
+def _reply_name(code: int) -> str:
+    try:
+        return Reply(code).name.lower().replace("_", " ")
+    except ValueError:
+        return f"code {code}"
 
 
 async def _resolve(dialer: Dialer, name: str, proxy_address: str) -> bytes:

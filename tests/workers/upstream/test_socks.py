@@ -131,12 +131,6 @@ async def test_what_the_server_says_behind_the_socks5_reply_is_not_lost(bound: b
         assert await exchange(sock, b"") == b"220 the server speaks first\r\n"
 
 
-@on_loop
-async def test_a_refusal_without_an_address_is_understood() -> None:
-    async with tcp_server(script(SOCKS5_GREETING, (SOCKS5_REQUEST, b"\5\3"))) as proxy:
-        assert (await failure(upstream(proxy))).refusal is Refusal.NET_UNREACHABLE
-
-
 @pytest.mark.parametrize("answer", [b"\4\0\0\1" + bytes(6), b"\5\0\0\2" + bytes(18)])
 @on_loop
 async def test_what_answers_a_request_with_something_else_has_failed(answer: bytes) -> None:
