@@ -53,7 +53,12 @@ class KnowingServer(Protocol):
 
 
 class Names(Protocol):
-    """Where names of fake addresses come from (shared/fakeip.py)."""
+    """Where names of fake addresses come from (shared/fakeip.py).
+
+    busy  names that got no address for now, since another process was at the table
+    """
+
+    busy: int
 
     def address_of(self, name: str, version: int) -> bytes | None:
         """Return the fake address of `name`, given to it now if need be; None when it gets none."""

@@ -9,7 +9,7 @@ from workers.dns.wire import Query, name_text, wire_name
 
 __all__ = ["FakeIpServer", "HostsServer", "RcodeServer"]
 
-NXDOMAIN, REFUSED = 3, 5
+SERVFAIL, NXDOMAIN, REFUSED = 2, 3, 5
 HOSTS_TTL = 600
 """Seconds, as sing-box says for what does not change."""
 FAKE_TTL = 60
@@ -51,8 +51,14 @@ class FakeIpServer:
         self._names = names
 
     def answer(self, query: Query) -> bytes:
-        """One address; other types, such as HTTPS with its address hints, have no record."""
+        """One address; other types, such as HTTPS with its address hints, have no record.
+
+        A failure while another process is at the table, so that the program asks again: without a record it would give up.
+        """
         if query.qtype not in (A, AAAA) or query.qclass != IN:
             return rcode_reply(query, 0)
+        busy = self._names.busy
         address = self._names.address_of(name_text(query.name), 4 if query.qtype == A else 6)
+        if self._names.busy != busy:
+            return rcode_reply(query, SERVFAIL)
         return addresses_reply(query, () if address is None else (address,), FAKE_TTL)

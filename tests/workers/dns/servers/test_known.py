@@ -32,10 +32,17 @@ def test_rcode() -> None:
 
 
 class Table:
-    """Gives out IPv4 addresses only."""
+    """Gives out IPv4 addresses only; none while it `is_busy`."""
+
+    def __init__(self) -> None:
+        self.busy = 0
+        self.is_busy = False
 
     def address_of(self, name: str, version: int) -> bytes | None:
         assert name == "example.com"
+        if self.is_busy:
+            self.busy += 1
+            return None
         return bytes((198, 18, 0, 9)) if version == 4 else None
 
 
@@ -45,3 +52,12 @@ def test_fake_address_stands_for_the_name() -> None:
     for qtype in "AAAA", "HTTPS":
         message = read(server.answer(query(qtype=qtype)))
         assert (message.rcode(), message.answer) == (0, [])
+
+
+def test_while_the_table_of_fake_addresses_is_busy_programs_are_to_ask_again() -> None:
+    table = Table()
+    server = FakeIpServer(table)
+    table.is_busy = True
+    assert read(server.answer(query())).rcode() == 2
+    table.is_busy = False
+    assert texts(server.answer(query())) == ["example.com. 60 A 198.18.0.9"]
