@@ -3,10 +3,12 @@
 One file a group of commands; each imports what it runs only when it runs, so that `engine status` is quick.
 """
 
+import sys
 from typing import Any
 
 import typer
 
+from engine.argument_memory import hide_passwords
 from engine.cli.check import check
 from engine.cli.demo import demo
 from engine.cli.doctor import doctor
@@ -39,4 +41,5 @@ app.add_typer(service, name="service")
 
 def main() -> Any:
     """Entry point of the commands `engine` and `tunloom`."""
+    hide_passwords(sys.argv[1:])  # before anything else: as long as they are there, `ps` shows them
     return app()

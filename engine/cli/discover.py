@@ -41,7 +41,7 @@ def _advice(command: str, found: tuple["Found", ...]) -> str:
             where = str(one.candidate.proxy).rpartition("@")[2].rpartition("//")[2]
             return (
                 f"the proxy at {where} ({one.candidate.origin}) does not let us in without a password that it knows: "
-                f"give it, as in `{command} --proxy socks5://USER:PASSWORD@{where}`"
+                f"give it in the environment, TUNLOOM_PROXY=socks5://USER:PASSWORD@{where}, and say `{command}` again"
             )
     for one in found:
         if not one.ours:

@@ -7,6 +7,7 @@ import msgspec
 import typer
 
 from engine.cli.options import DEFAULT_RUN_DIR, FAILED, USAGE, AsJson, ConfigFiles, RunDir, cores, fail, load_files
+from engine.cli.proxy_option import named_proxy, password_warnings
 
 if TYPE_CHECKING:
     from engine.config.model import EngineConfig
@@ -38,7 +39,7 @@ def doctor(
         fail(USAGE, str(error))
     wanted = _configuration(config, proxy)
     workers = (wanted.workers if wanted is not None else None) or cores()
-    findings = list(examine(wanted, workers=workers, run_dir=run_dir))
+    findings = [*_password(proxy), *examine(wanted, workers=workers, run_dir=run_dir)]
     well = all(finding.level != "error" for finding in findings)
     if as_json:
         typer.echo(msgspec.json.encode({"ok": well, "findings": findings}))
@@ -49,12 +50,8 @@ def doctor(
 
 def _configuration(files: list[Path] | None, proxy: str | None) -> "EngineConfig | None":
     from engine.config.named_proxy import for_proxy, with_proxy
-    from engine.proxy_url import ProxyUrlError, parse_proxy_url
 
-    try:
-        named = parse_proxy_url(proxy) if proxy is not None else None
-    except ProxyUrlError as error:
-        fail(USAGE, str(error))
+    named = named_proxy(proxy)
     if files:
         loaded = load_files(files)
         return loaded if named is None else with_proxy(loaded, named)
@@ -66,6 +63,13 @@ def _configuration(files: list[Path] | None, proxy: str | None) -> "EngineConfig
 
         named = asyncio.run(discover(own_uid=WORKER_UID)).chosen
     return for_proxy(named) if named is not None else None
+
+
+def _password(proxy: str | None) -> "list[Finding]":
+    from engine.doctor import Finding
+
+    parts = (warning.partition(": ") for warning in password_warnings(proxy))
+    return [Finding("password", "note", text, mend) for text, _, mend in parts]
 
 
 def _print(findings: "list[Finding]") -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from engine.cli.options import FAILED, USAGE, ConfigFiles, fail, refuse
+from engine.cli.proxy_option import named_proxy, password_warnings
 
 __all__ = ["fetch"]
 
@@ -21,15 +22,14 @@ def fetch(
     from engine.config.problems import ConfigError
     from engine.config.rule_set.fetch import FetchError, wanted_files
     from engine.config.rule_set.fetch import fetch as fetch_file
-    from engine.proxy_url import ProxyUrlError, parse_proxy_url
 
     if not config:
         fail(USAGE, "-c is missing: name a configuration file, as in `engine fetch -c config.json`")
+    named = named_proxy(proxy)
+    for warning in password_warnings(proxy):
+        print(f"engine: {warning}", file=sys.stderr)
     try:
-        named = parse_proxy_url(proxy) if proxy is not None else None
         wanted = wanted_files(expand(config))
-    except ProxyUrlError as error:
-        fail(USAGE, str(error))
     except OSError as error:
         fail(USAGE, f"-c {error.filename}: {error.strerror}")
     except ConfigError as error:

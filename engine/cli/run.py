@@ -11,6 +11,7 @@ import typer
 
 from engine.cli.discover import discovered_proxy
 from engine.cli.options import FAILED, NOT_PERMITTED, USAGE, ConfigFiles, Workers, cores, fail, load_files
+from engine.cli.proxy_option import named_proxy, password_warnings
 
 if TYPE_CHECKING:
     from engine.master import StartOptions
@@ -46,7 +47,6 @@ def run(
     from engine.config.model import LogConfig
     from engine.config.named_proxy import for_proxy, with_proxy
     from engine.config.resolve import ResolveError, resolve
-    from engine.proxy_url import ProxyUrlError, parse_proxy_url
     from engine.run import RunError, check_platform
     from engine.run.session import Session, run_session
     from engine.tun import TunDevice
@@ -54,16 +54,18 @@ def run(
 
     configure_logging(log_level, "text", name="master")
     account = _account(user)
+    named = named_proxy(proxy)
+    for warning in password_warnings(proxy):
+        log.warning("%s", warning)
     try:
         check_platform()
-        named = parse_proxy_url(proxy) if proxy is not None else None
         if config:
             loaded = load_files(config)
             chosen = loaded if named is None else with_proxy(loaded, named)
         else:
             chosen = for_proxy(named or discovered_proxy("engine run"))
         resolved, troubles = resolve(chosen)
-    except (ProxyUrlError, ResolveError) as error:
+    except ResolveError as error:
         fail(USAGE, str(error))
     except RunError as error:
         fail(error.code, str(error))

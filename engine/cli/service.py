@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from engine.cli.options import FAILED, USAGE, AsJson, fail, need_root
+from engine.cli.proxy_option import PROXY_VARIABLE
 
 __all__ = ["service"]
 
@@ -73,6 +74,7 @@ def plist(options: Options = None) -> None:
     """Print the property list by which launchd of macOS runs `engine start`."""
     from engine.service.launchd import launchd_plist
 
+    _refuse_passwords(options or [])
     sys.stdout.buffer.write(launchd_plist(_program(), options or []))
 
 
@@ -82,17 +84,22 @@ def _program() -> list[str]:
 
 def _checked(options: list[str]) -> list[str]:
     """Refuse what would be read by others, or mean something else to a service."""
-    for option in options:
-        # A unit is read by everybody, and so is the list of processes.
-        if "://" in option and "@" in option:
-            fail(
-                USAGE,
-                "a password in an option of a service can be read by every user: put the proxy into a configuration file "
-                "that is root's alone (chmod 600), and give that with -c",
-            )
+    _refuse_passwords(options)
     for option, value in pairwise(options):
         if option in ("-c", "--config") and not value.startswith("/"):
             fail(USAGE, f"-c {value}: a service has no directory of its own to stand in; write the whole path")
     if any(option == "--run-dir" or option.startswith("--run-dir=") for option in options):
         fail(USAGE, "--run-dir: a service keeps its files in /run/tunloom")
     return options
+
+
+def _refuse_passwords(options: list[str]) -> None:
+    """A unit, or a property list, is read by everybody, and so is the list of processes."""
+    from engine.service.systemd import ENVIRONMENT_FILE
+
+    if any("://" in option and "@" in option for option in options):
+        fail(
+            USAGE,
+            "a password in an option of a service can be read by every user: put the proxy into a configuration file that is "
+            f"root's alone (chmod 600) and give that with -c, or, for systemd, {PROXY_VARIABLE}=URL into {ENVIRONMENT_FILE}",
+        )

@@ -2,11 +2,13 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from engine.argument_memory import take_variable
 from engine.cli.discover import discovered_proxy
 from engine.cli.options import (
     DEFAULT_RUN_DIR,
@@ -21,6 +23,7 @@ from engine.cli.options import (
     need_root,
     refuse,
 )
+from engine.cli.proxy_option import named_proxy, password_warnings
 from shared.log import READY, configure_logging
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ def start(
         typer.Option(
             "--proxy",
             help="socks5://[user:pass@]host:port, socks4://, socks4a:// or http://; with -c in place of its default "
-            "outbound. [default: that of -c, or the one that is found here]",
+            "outbound. With a password rather in the environment, as TUNLOOM_PROXY. [default: that of -c, or the one found here]",
         ),
     ] = None,
     workers: Workers = None,
@@ -85,12 +88,8 @@ def start(
     from engine.config.effective import CommandLine
     from engine.http.listen import SECRET_VARIABLE
     from engine.netns import NetnsError, enter_netns
-    from engine.proxy_url import ProxyUrlError, parse_proxy_url
 
-    try:
-        named = parse_proxy_url(proxy) if proxy is not None else None
-    except ProxyUrlError as error:
-        fail(USAGE, str(error))
+    named = named_proxy(proxy)
     files = tuple(config or ())
     if files and os.geteuid() != 0:
         load_files(files)  # what is wrong with them is told also to those who may not start an engine
@@ -113,14 +112,14 @@ def start(
         offload=offload,
         kill_switch=kill_switch,
         metrics=metrics,
-        secret=os.environ.pop(SECRET_VARIABLE, ""),  # no child is to inherit it
+        secret=take_variable(SECRET_VARIABLE) or "",
         log_level=log_level,
         log_format=log_format,
     )
-    run_until_stopped(line, run_dir=run_dir)
+    run_until_stopped(line, run_dir=run_dir, warnings=password_warnings(proxy))
 
 
-def run_until_stopped(line: "CommandLine", *, run_dir: Path | None) -> None:
+def run_until_stopped(line: "CommandLine", *, run_dir: Path | None, warnings: Sequence[str] = ()) -> None:
     """Make the configuration in force, run, and turn every failure into its sentence and exit code."""
     import uvloop
 
@@ -141,7 +140,7 @@ def run_until_stopped(line: "CommandLine", *, run_dir: Path | None) -> None:
             log_to_file(config.log.output)
         configure_logging(config.log.level, config.log.format, name="master")
         logging.getLogger(READY).setLevel(logging.INFO)  # scripts wait for it, whatever the level
-        for remark in remarks:
+        for remark in (*warnings, *remarks):
             log.warning("%s", remark)
         options = StartOptions(
             config=config,

@@ -135,5 +135,5 @@ def _describe(found: Found) -> str:
     advice = ""
     if found.kind is None:
         scheme = "socks5" if speech.socks5 is not Access.NO else "http"
-        advice = f"; to use it: --proxy {scheme}://USER:PASSWORD@{where}"
+        advice = f"; to use it: TUNLOOM_PROXY={scheme}://USER:PASSWORD@{where}"
     return f"{where} ({candidate.origin}): {', '.join(spoken)}{held}{advice}"

@@ -47,7 +47,12 @@ async def _examine(outbound: ProxyOutbound) -> list[Finding]:
         ]
     if access is not Access.OPEN:
         return [
-            Finding("proxy", "error", f"{who} {access.value}", "give the right one: `socks5://USER:PASSWORD@HOST:PORT`")
+            Finding(
+                "proxy",
+                "error",
+                f"{who} {access.value}",
+                "give the right one: `TUNLOOM_PROXY=socks5://USER:PASSWORD@HOST:PORT`",
+            )
         ]
     return [Finding("proxy", "ok", f"{who} answers and lets us in"), _udp(who, proxy, speech)]
 

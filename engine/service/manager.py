@@ -5,9 +5,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.service.systemd import UNIT_NAME, UNIT_PATH, systemd_unit
+from engine.service.systemd import ENVIRONMENT_FILE, UNIT_NAME, UNIT_PATH, systemd_unit
 
-__all__ = ["ServiceFailed", "install", "state", "uninstall"]
+__all__ = ["ServiceFailed", "install", "need_privacy", "state", "uninstall"]
 
 RUNNING_SYSTEMD = Path("/run/systemd/system")  # sd_booted(3)
 
@@ -19,6 +19,7 @@ class ServiceFailed(Exception):
 def install(program: Sequence[str], arguments: Sequence[str]) -> None:
     """Write the unit, and have it started now and with the machine. Raises ServiceFailed."""
     _need_systemd()
+    need_privacy(ENVIRONMENT_FILE)
     try:
         UNIT_PATH.write_text(systemd_unit(program, arguments))
         UNIT_PATH.chmod(0o644)
@@ -54,6 +55,16 @@ def state() -> dict[str, str | bool]:
             answer = done.stdout.strip() or "unknown"
         answers[question] = answer
     return answers
+
+
+def need_privacy(path: Path) -> None:
+    """Raises ServiceFailed when others can read a file with secrets; it need not be there."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if mode & 0o077:
+        raise ServiceFailed(f"{path} is for secrets, and others can read it: `chmod 600 {path}`")
 
 
 def _need_systemd() -> None:

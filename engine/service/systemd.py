@@ -9,10 +9,12 @@ from pathlib import Path
 
 from engine.rights import SERVICE
 
-__all__ = ["UNIT_NAME", "UNIT_PATH", "systemd_unit"]
+__all__ = ["ENVIRONMENT_FILE", "UNIT_NAME", "UNIT_PATH", "systemd_unit"]
 
 UNIT_NAME = "tunloom.service"
 UNIT_PATH = Path("/etc/systemd/system") / UNIT_NAME
+ENVIRONMENT_FILE = Path("/etc/tunloom/environment")
+"""TUNLOOM_PROXY and TUNLOOM_SECRET, for root alone; it need not be there."""
 
 _UNIT = """\
 [Unit]
@@ -24,6 +26,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 NotifyAccess=main
+EnvironmentFile=-{environment}
 ExecStart={start}
 ExecReload={reload}
 ExecStopPost=-{repair}
@@ -75,6 +78,7 @@ def systemd_unit(program: Sequence[str], arguments: Sequence[str]) -> str:
     leaves is undone before the next start; a kill switch stays closed until then.
     """
     return _UNIT.format(
+        environment=ENVIRONMENT_FILE,
         start=_command(*program, "start", "--run-dir", "/run/tunloom", *arguments),
         reload=_command(*program, "reload", "--run-dir", "/run/tunloom"),
         repair=_command(*program, "repair", "--hold", "--run-dir", "/run/tunloom"),

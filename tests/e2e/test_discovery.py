@@ -106,7 +106,7 @@ def start_in_vain(net: Topology, run_dir: Path) -> str:
 def test_proxy_with_password_alone_is_not_taken(net: Topology, tmp_path: Path, run_dir: Path) -> None:
     with microsocks(net.client, tmp_path, host=LOCAL):
         said = start_in_vain(net, run_dir)
-    assert f"engine start --proxy socks5://USER:PASSWORD@{LOCAL}:1080" in said
+    assert f"TUNLOOM_PROXY=socks5://USER:PASSWORD@{LOCAL}:1080" in said
 
 
 def test_port_of_the_engine_itself_is_not_taken(net: Topology, tmp_path: Path, run_dir: Path) -> None:

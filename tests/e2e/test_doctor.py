@@ -101,6 +101,7 @@ def test_proxy_wants_another_password(doctor: Doctor, net: Topology) -> None:
         finding = doctor.only("proxy", "error", "--proxy", wrong)
         assert "refuses the password" in finding["text"]
         assert "n0t-it" not in json.dumps(finding)
+        assert "TUNLOOM_PROXY" in doctor.only("password", "note", "--proxy", wrong)["mend"]
 
 
 def test_proxy_without_udp(doctor: Doctor, net: Topology, tmp_path: Path) -> None:

@@ -86,8 +86,10 @@ def test_wrong_password_is_one_clear_line_without_it(net: Topology, run_dir: Pat
         for _ in range(5):
             assert connect_error(net, TARGET_V4) == errno.ENETUNREACH
         lines = [line for line in engine.log.splitlines() if "WARNING" in line or "ERROR" in line]
-        assert len(lines) == 1 and "does not serve us" in lines[0] and PROXY_V4 in lines[0], lines
-        secrets = [engine.log, *(command_line_and_environment(pid) for pid in engine.processes()[1:])]
+        of_password, *others = lines
+        assert "TUNLOOM_PROXY" in of_password, lines
+        assert len(others) == 1 and "does not serve us" in others[0] and PROXY_V4 in others[0], lines
+        secrets = [engine.log, *map(command_line_and_environment, engine.processes())]
         assert not any(wrong in text for text in secrets)
 
 

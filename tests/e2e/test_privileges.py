@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from engine.rights import GUARDIAN, MASTER
+from engine.service.manager import ServiceFailed, need_privacy
 from engine.users import HTTP_UID, WORKER_UID
 from shared.confinement import kernel_confinement
 from shared.privileges import CAP_DAC_OVERRIDE
 from tests.support.engine import ENGINE, bed, running_engine
-from tests.support.netns import topology, wait_until
+from tests.support.http import request
+from tests.support.netns import PROXY_V4, topology, wait_until
 from tests.support.upstreams import embedded
 
 SOMEBODY = 60999
@@ -149,19 +150,37 @@ def test_kernel_without_landlock(run_dir: Path) -> None:
         assert engine.status().workers[0].state == "running"
 
 
-def test_password_is_nowhere_to_be_read(run_dir: Path) -> None:
-    """Not on the command line of a child, nor in its environment, the log, the status, or the error of a reload."""
+@pytest.mark.parametrize("told", ["option", "variable"])
+def test_password_is_nowhere_to_be_read(run_dir: Path, monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    """Not on the command line of the engine or a child, nor in an environment, the log, the status, or the metrics."""
     secret = "s3cret-w0rd"
-    with bed(run_dir, "--proxy", f"socks5://alice:{secret}@192.0.2.1:1080") as made:
-        asked = subprocess.run(
-            made.net.client.command(*ENGINE, "status", "--json", "--run-dir", str(run_dir)),
-            capture_output=True,
-            text=True,
-        )
-        told = [made.engine.log, asked.stdout]
-        for pid in made.engine.processes()[1:]:
-            told += [Path(f"/proc/{pid}/{name}").read_text() for name in ("cmdline", "environ")]
-        assert len(told) > 4
-        assert [text for text in told if secret in text] == []
-        assert "alice:***@" in asked.stdout
-        assert os.path.exists(run_dir / "control.sock")
+    url = f"socks5://alice:{secret}@{PROXY_V4}:1080"
+    if told == "variable":
+        monkeypatch.setenv("TUNLOOM_PROXY", url)
+    with (
+        topology() as net,
+        embedded(net.internet, password=secret),
+        running_engine(net.client, run_dir, proxy=url if told == "option" else None) as engine,
+    ):
+        asked = net.client.run(*ENGINE, "status", "--json", "--run-dir", str(run_dir))
+        read = [engine.log, asked, request(net.client, "/metrics").body.decode()]
+        for pid in engine.processes():
+            read += [Path(f"/proc/{pid}/{name}").read_text() for name in ("cmdline", "environ")]
+        assert len(read) == 3 + 2 * 5  # master, guardian, two workers, HTTP
+        assert [text for text in read if secret in text] == []
+        assert "alice:***@" in asked
+        assert ("the password in --proxy could be read by every user" in engine.log) is (told == "option")
+
+
+@pytest.mark.parametrize(("mode", "sentence"), [(0o644, "others can read it"), (0o600, ""), (None, "")])
+def test_environment_of_the_service_is_private(tmp_path: Path, mode: int | None, sentence: str) -> None:
+    path = tmp_path / "environment"
+    if mode is not None:
+        path.touch()
+        path.chmod(mode)
+    try:
+        need_privacy(path)
+        said = ""
+    except ServiceFailed as error:
+        said = str(error)
+    assert sentence in said and bool(said) is bool(sentence)

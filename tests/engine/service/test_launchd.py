@@ -74,3 +74,8 @@ def test_command_prints_it_with_the_options_of_start() -> None:
     words = plistlib.loads(done.stdout_bytes)["ProgramArguments"]
     assert words[-6:] == ["engine", "start", "--proxy", "socks5://127.0.0.1:1080", "--workers", "2"]
     assert words[0].startswith("/")
+
+
+def test_password_is_refused() -> None:
+    done = CliRunner().invoke(app, ["service", "plist", "--", "--proxy", "socks5://alice:s3cret@127.0.0.1:1080"])
+    assert done.exit_code == 2 and "can be read by every user" in done.stderr and "s3cret" not in done.output

@@ -23,6 +23,7 @@ def lines(*arguments: str) -> list[str]:
 def test_what_is_run() -> None:
     unit = lines("-c", "/etc/tunloom/config.json", "--kill-switch")
     assert START + "-c /etc/tunloom/config.json --kill-switch" in unit
+    assert "EnvironmentFile=-/etc/tunloom/environment" in unit
     assert "ExecReload=/usr/bin/python3 -P -m engine reload --run-dir /run/tunloom" in unit
     assert "ExecStopPost=-/usr/bin/python3 -P -m engine repair --hold --run-dir /run/tunloom" in unit
     assert {"Type=notify", "WatchdogSec=30", "Restart=on-failure", "RuntimeDirectoryPreserve=yes"} <= set(unit)
