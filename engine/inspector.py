@@ -13,6 +13,7 @@ from engine.ingress import Ingress
 from engine.memory import ProcessMemory
 from engine.netconf import Network
 from engine.outbound_health import outbound_health, outbound_states
+from engine.present_rights import present_rights
 from engine.reload import Reloader
 from engine.requests import EngineStatus, Measurement, NetworkEvent, NetworkStatus, OutboundHealth, WayOut, WorkerStatus
 from engine.supervisor import Supervisor
@@ -61,6 +62,7 @@ class Inspector:
         self._started_at = monotonic()
         self._version = version("tunloom")
         self._memory = ProcessMemory()
+        self._rights = present_rights()
 
     async def status(self) -> EngineStatus:
         """Return how things stand."""
@@ -97,6 +99,7 @@ class Inspector:
             generation=self._supervisor.generation,
             drain_cut=master[Cell.DRAIN_CUT],
             workers=[self._worker_status(worker, memory) for worker in self._supervisor.workers],
+            rights=self._rights,
             network=_network_status(self._network),
             outbounds=self._outbound_health(),
         )

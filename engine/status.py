@@ -2,6 +2,8 @@
 
 import msgspec
 
+from engine.present_rights import Rights
+
 __all__ = [
     "EngineStatus",
     "Measurement",
@@ -139,6 +141,7 @@ class EngineStatus(msgspec.Struct, kw_only=True):
     """Of the workers that take new flows."""
     drain_cut: int
     """Flows that were reset since their worker's time to drain was up."""
+    rights: Rights = msgspec.field(default_factory=Rights)
     workers: list[WorkerStatus]
     """Those that drain included, in the order of their numbers."""
     network: NetworkStatus = msgspec.field(default_factory=NetworkStatus)

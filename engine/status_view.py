@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from engine.present_rights import Rights
 from engine.requests import EngineStatus, NetworkStatus, OutboundHealth, WorkerStatus
 
 __all__ = ["print_status"]
@@ -28,7 +29,9 @@ def print_status(status: EngineStatus) -> None:
         f"dropped: {_drops({'tun_queue_full': status.tun_dropped} | status.drops)}\n"
         f"guardian: {f'pid {status.guardian_pid}' if status.guardian_pid else '[red]none[/]'}, "
         f"{status.guardian_restarts} restarts; kill switch: {'closed' if status.kill_switch else 'not used'}; "
-        f"memory: {_memory(status)}"
+        f"memory: {_memory(status)}\n"
+        f"workers confined by: {_confinement(status.rights)}; capabilities of the master: "
+        f"{', '.join(name.removeprefix('CAP_').lower() for name in status.rights.capabilities) or 'none'}"
     )
     _print_outbounds(console, status.outbounds)
     _print_network(console, status.network)
@@ -95,6 +98,13 @@ def _state(worker: WorkerStatus) -> str:
 
 def _sum(workers: list[WorkerStatus], field: str) -> int:
     return sum(getattr(worker, field) for worker in workers)
+
+
+def _confinement(rights: Rights) -> str:
+    means = ["their user"]
+    means += [f"Landlock (ABI {rights.landlock})"] if rights.landlock else []
+    means += ["a filter of system calls"] if rights.seccomp else []
+    return ", ".join(means)
 
 
 def _memory(status: EngineStatus) -> str:

@@ -10,6 +10,7 @@ from engine.doctor import Finding
 from engine.limits import find_limits
 from engine.tun import TunError, open_tun
 from shared.config import UdpConfig
+from shared.system import kernel_confinement
 
 __all__ = ["examine_machine"]
 
@@ -21,6 +22,7 @@ FLOWS = 20_000
 def examine_machine(workers: int) -> Iterator[Finding]:
     """Look at what the engine needs of the machine, for so many workers."""
     yield _rights()
+    yield _confinement()
     yield from _tun()
     yield from _limits(workers)
     if shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
@@ -53,6 +55,19 @@ def _rights() -> Finding:
                 "in a container: `--cap-add NET_ADMIN --device /dev/net/tun`",
             )
     return Finding("rights", "ok", "this is root with CAP_NET_ADMIN")
+
+
+def _confinement() -> Finding:
+    found = kernel_confinement()
+    if not found.remarks:
+        text = f"workers are confined by Landlock (ABI {found.landlock}) and a filter of system calls"
+        return Finding("confinement", "ok", text)
+    return Finding(
+        "confinement",
+        "note",
+        "; ".join(found.remarks),
+        "use Linux 5.13 or later on x86-64 or aarch64, started with landlock among its security modules (lsm=)",
+    )
 
 
 def _tun() -> Iterator[Finding]:

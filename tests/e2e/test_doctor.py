@@ -69,6 +69,7 @@ def test_all_is_well(doctor: Doctor, proxy: str, net: Topology) -> None:
     checks = {item["check"] for item in doctor.examine("--proxy", proxy)}
     assert checks >= {
         "rights",
+        "confinement",
         "tun",
         "offload",
         "limits",

@@ -119,6 +119,8 @@ def test_root_processes_keep_few_capabilities(run_dir: Path) -> None:
             lambda: made.engine.status().guardian_pid not in (None, before.guardian_pid), what="another guardian"
         )
         guardian = made.engine.status().guardian_pid
+        shown = made.engine.status().rights.capabilities
+        assert shown and set(shown) <= set(MASTER.values())
         wait_until(lambda: capabilities(guardian) == mask(GUARDIAN), 60.0, what="the guardian giving up its rights")
         for name in "CapPrm", "CapEff", "CapBnd":
             assert capabilities(made.engine.pid, name) == mask(MASTER), name
@@ -146,7 +148,12 @@ def test_kernel_without_landlock(run_dir: Path) -> None:
         embedded(net.internet) as url,
         running_engine(net.client, run_dir, proxy=url, workers=1, wrapper=wrapper) as engine,
     ):
-        assert "no Landlock, so that their user alone keeps workers from files: the kernel has none" in engine.log
+        rights = engine.status().rights
+        assert (rights.landlock, len(rights.remarks)) == (0, 1)
+        assert rights.remarks[0].startswith(
+            "no Landlock, so that their user alone keeps workers from files: the kernel has none"
+        )
+        assert rights.remarks[0] in engine.log
         assert engine.status().workers[0].state == "running"
 
 
