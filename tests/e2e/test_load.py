@@ -13,6 +13,7 @@ from tests.support.netns import leaving_nothing
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.timeout(300),  # a run lasts up to a minute, and on a busy machine its lab takes another to come up
     # Not importorskip: whoever imports locust has the library's sockets replaced by gevent's.
     pytest.mark.skipif(find_spec("locust") is None, reason="needs locust (pip install '.[load]')"),
 ]
@@ -33,7 +34,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=280,
         )
 
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from loadtests.micro.counters import without_counters
 
 ROOT = Path(__file__).parents[3]
@@ -39,10 +41,11 @@ def carry(self, counters, held):
     )
 
 
+@pytest.mark.timeout(300)
 def test_both_are_measured() -> None:
     """The measuring processes say by themselves when they do not measure what they should."""
     command = [sys.executable, "-m", "loadtests.micro.counters", "--rounds", "2", "--packets", "128"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if "program" in line]
     assert len(rows) == 3
