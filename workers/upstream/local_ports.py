@@ -16,6 +16,8 @@ __all__ = ["NoLocalPort", "PortWatch"]
 log = logging.getLogger(__name__)
 
 TOLD_EVERY = 60.0  # seconds between two warnings
+TRIED_EVERY = 0.1
+"""Seconds between two attempts while there is none: each looks at all ports, which takes the worker a millisecond and more."""
 
 
 class NoLocalPort(OSError):
@@ -35,15 +37,25 @@ class PortWatch:
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._told_at = float("-inf")
+        self._out: dict[tuple[str, int], float] = {}  # address and port -> when to try again
+
+    def check(self, address: str, port: int) -> None:
+        """Raise NoLocalPort when there was none for this destination a moment ago."""
+        if self._out and monotonic() < self._out.get((address, port), 0.0):
+            self._counters[Cell.NO_LOCAL_PORT] += 1
+            raise NoLocalPort(address, port)
 
     def explain(self, error: OSError, address: str, port: int) -> OSError:
         """Return what EADDRNOTAVAIL of a connect(2) to `address` means: NoLocalPort, or just that."""
         if not _has_source(address, port):
             return error
+        now = monotonic()
+        self._out = {key: until for key, until in self._out.items() if until > now}
+        self._out[address, port] = now + TRIED_EVERY
         better = NoLocalPort(address, port)
         self._counters[Cell.NO_LOCAL_PORT] += 1
-        if monotonic() - self._told_at > TOLD_EVERY:
-            self._told_at = monotonic()
+        if now - self._told_at > TOLD_EVERY:
+            self._told_at = now
             log.warning("%s", better.strerror)
         return better
 

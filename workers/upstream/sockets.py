@@ -100,6 +100,7 @@ class Sockets:
 
     async def connect(self, address: str, port: int, *, timeout: float) -> socket.socket:
         """Return a TCP connection to an address. Raises OSError (NoLocalPort among them), TimeoutError."""
+        self._ports.check(address, port)
         try:
             return await self._connect(address, port, timeout)
         except OSError as error:

@@ -12,6 +12,7 @@ from shared.config import DialConfig
 from shared.metrics import CELLS, Cell
 from tests.support.loop import on_loop
 from tests.support.netns import ip, namespace
+from tests.support.sockets import reset
 from workers.upstream.local_ports import NoLocalPort
 from workers.upstream.sockets import Sockets
 
@@ -60,6 +61,22 @@ async def test_it_is_said_and_counted_that_ports_have_run_out(caplog: pytest.Log
         assert await connect_all(sockets, server, kept) == 0
     assert counters[Cell.NO_LOCAL_PORT] == 2
     assert len(caplog.records) == 1, "it is told once a minute"
+
+
+@on_loop
+async def test_a_port_that_comes_free_is_found() -> None:
+    sockets = Sockets(asyncio.get_running_loop(), DialConfig(), [0] * CELLS, mark=None)
+    with socket.create_server(("192.0.2.1", 1080), backlog=1024), ExitStack() as kept:
+        made = [kept.enter_context(await sockets.connect("192.0.2.1", 1080, timeout=20)) for _ in range(PORTS)]
+        with pytest.raises(NoLocalPort):
+            await sockets.connect("192.0.2.1", 1080, timeout=20)
+        reset(made[0])  # leaves no TIME-WAIT
+        while True:
+            try:
+                kept.enter_context(await sockets.connect("192.0.2.1", 1080, timeout=20))
+                break
+            except NoLocalPort:
+                await asyncio.sleep(0)
 
 
 @on_loop
