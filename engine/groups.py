@@ -12,11 +12,15 @@ import msgspec
 from engine.choices import Choices
 from engine.supervisor import Supervisor
 from shared.config import FallbackOutbound, OutboundConfig, PassedOver, Policy, SelectorOutbound, UrltestOutbound
-from shared.control import Measured, Select, Used
+from shared.control import Measured, MeasureNow, Select, Used
 
 __all__ = ["Groups", "NoSuchMember"]
 
 log = logging.getLogger(__name__)
+
+
+MEASURE_INTERVAL_MIN = 30.0
+"""Seconds between two measurements because a proxy fails: each may take some, with many members that are dead."""
 
 
 class NoSuchMember(Exception):
@@ -39,6 +43,7 @@ class Groups:
         """Tag of an outbound -> seconds of its last test; None: it failed."""
         self.tested_at: dict[str, float] = {}
         """Tag of an outbound -> Unix time of its last test."""
+        self._measure_again_at = 0.0
         self.measured_at: dict[str, float] = {}
         """Tag of a urltest group -> Unix time of its last tests."""
 
@@ -118,6 +123,13 @@ class Groups:
             self._passed_over[report.group, report.member] = report
         self._supervisor.set_policy(self.policy)
         self._supervisor.send_all(report)
+
+    def on_failing(self) -> None:
+        """The flows of some worker find that a proxy fails: urltest groups measure now rather than at their next time."""
+        now = monotonic()
+        if now >= self._measure_again_at and any(isinstance(o, UrltestOutbound) for o in self._policy.outbounds):
+            self._measure_again_at = now + MEASURE_INTERVAL_MIN
+            self._supervisor.send_all(MeasureNow())
 
     def look_again(self) -> None:
         """What was found dead may be alive where the machine is now: the next flows find out."""

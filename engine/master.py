@@ -375,6 +375,7 @@ class _Master:
                 self.groups.on_passed_over(report)
             case ProxyFailing():
                 self.proxy_names.on_failing()
+                self.groups.on_failing()
             case Flows() | Delay() | LookedUp() | Reloaded() | DnsAnswered():
                 self.answers.on_answer(worker, report)
             case FindProcess():

@@ -157,7 +157,7 @@ class FlushDns(msgspec.Struct, tag="flush_dns", frozen=True):
 
 
 class MeasureNow(msgspec.Struct, tag="measure_now", frozen=True):
-    """The machine is in another network, or was suspended: test the members of urltest groups at once."""
+    """A proxy fails, or the machine is in another network, or was suspended: test the members of urltest groups at once."""
 
 
 class TapLog(msgspec.Struct, tag="tap_log", frozen=True):

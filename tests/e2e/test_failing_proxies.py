@@ -14,7 +14,7 @@ from engine.requests import OutboundHealth
 from tests.support.engine import Engine, running_engine
 from tests.support.netns import OTHER_TARGET_V4, PROXY_V4, TARGET_V4, Topology, wait_until
 from tests.support.sockets import flow, listening, pseudo_random, receive
-from tests.support.upstreams import embedded
+from tests.support.upstreams import embedded, targets
 
 pytestmark = pytest.mark.e2e
 
@@ -117,6 +117,39 @@ def test_dead_member_is_taken_again_when_it_is_back(net: Topology, tmp_path: Pat
                 )
                 assert health(engine, "group").passed_over == {}
                 assert health(engine, "first").works is True
+
+
+def test_urltest_group_leaves_a_member_that_dies_long_before_its_next_test(
+    net: Topology, tmp_path: Path, run_dir: Path
+) -> None:
+    fastest = {
+        "type": "urltest",
+        "tag": "group",
+        "outbounds": ["first", "second"],
+        "interval": "1h",
+        "idle_timeout": "2h",
+    }
+    fastest["url"] = f"http://{TARGET_V4}/page"
+    with (
+        ExitStack() as first,
+        embedded(net.internet, host=SECOND),
+        targets(net.internet),
+        listening(net, TARGET_V4) as server,
+    ):
+        first.enter_context(embedded(net.internet, host=FIRST))
+        # So much faster must the other be that the first is kept while it works.
+        outbounds = (fastest | {"tolerance": 60000}, socks("first", FIRST), socks("second", SECOND))
+        with engine_with(net, run_dir, tmp_path / "c.json", *outbounds, workers=3) as engine:
+            assert reaches(net, server)
+            assert health(engine, "group").used == "first"
+            first.close()
+            wait_until(
+                lambda: reaches(net, server) and health(engine, "group").used == "second",
+                TIMEOUT,
+                what="the other member",
+            )
+            for _ in range(12):  # of all workers
+                assert reaches(net, server)
 
 
 def test_proxy_that_restarts_under_load(net: Topology, run_dir: Path, tmp_path: Path) -> None:

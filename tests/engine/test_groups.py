@@ -100,6 +100,20 @@ def test_what_one_worker_measures_all_use() -> None:
     assert len(notes.sent) == 3, "told once"
 
 
+def test_proxy_that_fails_has_urltest_groups_measured_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter((100.0, 101.0, 129.9, 130.0, 200.0))
+    monkeypatch.setattr("engine.groups.monotonic", lambda: next(times))
+    made, notes = groups()
+    for _ in range(3):
+        made.on_failing()
+    assert notes.sent == [(index, control.MeasureNow()) for index in range(3)], "once"
+    made.on_failing()
+    assert len(notes.sent) == 6
+    made, notes = groups(Policy(outbounds=(BlockOutbound(tag="one"),)))
+    made.on_failing()
+    assert notes.sent == [], "there is nothing to measure"
+
+
 def test_use_of_a_group_is_passed_on_to_the_worker_that_measures() -> None:
     made, notes = groups()
     made.on_used(0, control.Used("auto"))
