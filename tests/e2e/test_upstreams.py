@@ -66,6 +66,24 @@ def test_application_without_proxy_setting_reaches_tcp_and_udp(
         assert net.direct_packets() == 0
 
 
+@pytest.mark.parametrize("said", ["0.0.0.0", "127.0.0.1"])
+def test_address_for_datagrams_that_leads_nowhere_is_mended(
+    net: Topology, run_dir: Path, tmp_path: Path, said: str
+) -> None:
+    """V2Ray says in its reply whatever stands in its configuration, as proxies behind NAT do; the proxy's own is taken."""
+    settings = {"auth": "noauth", "udp": True, "ip": said}
+    inbound = {"listen": PROXY_V4, "port": 1080, "protocol": "socks", "settings": settings}
+    with (
+        targets(net.internet),
+        upstreams.v2ray_process(net.internet, tmp_path, inbound, {"protocol": "freedom"}, host=PROXY_V4, port=1080),
+        running_engine(net.client, run_dir, proxy=f"socks5://{PROXY_V4}:1080") as engine,
+    ):
+        net.refuse_direct()
+        assert udp_echo(net, "0.0.0.0", TARGET_V4) == b"hello"
+        wait_until(lambda: engine.status().udp.startswith("yes"), timeout=60, what="the verdict about UDP")
+        assert net.direct_packets() == 0
+
+
 def udp_echo(net: Topology, wildcard: str, host: str) -> bytes:
     """Send a datagram to the echo server, return its answer. Raises OSError as the application sees it."""
     with udp_socket(net.client, wildcard) as sock:
