@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from tests.support.netns import Namespace, wait_until
 __all__ = ["Page", "chromium"]
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--remote-debugging-pipe", "--window-size=1400,1000",
     "--disable-dev-shm-usage",
 )  # fmt: skip
@@ -86,15 +87,16 @@ class Page:
 
 
 @contextmanager
-def chromium(namespace: Namespace, profile: Path) -> Iterator[Page]:
-    """Run Chromium in `namespace`, with an empty profile; skips the test when there is none."""
+def chromium(namespace: Namespace, profile: Path, *options: str) -> Iterator[Page]:
+    """Run Chromium in `namespace`, with an empty profile, without QUIC unless there are options; skips without Chromium."""
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("needs chromium (package chromium)")
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
     # The protocol wants descriptors 3 and 4.
-    command = f'exec {program} {" ".join(FLAGS)} --user-data-dir="$0" 3<&{theirs_in} 4>&{theirs_out}'
+    flags = shlex.join((*FLAGS, *(options or ("--disable-quic",))))
+    command = f'exec {program} {flags} --user-data-dir="$0" 3<&{theirs_in} 4>&{theirs_out}'
     with subprocess.Popen(
         namespace.command("bash", "-c", command, str(profile)),
         pass_fds=(theirs_in, theirs_out),
