@@ -84,17 +84,20 @@ def memory_growth(samples: list[Sample]) -> Verdict:
     if end - begin < 2 * WINDOW:
         return Verdict(f"memory: not judged, the run was shorter than {SETTLE + 2 * WINDOW:.0f} s", good=True)
 
-    def typical(start: float) -> float:
+    def typical(start: float, beginning: str) -> float:
         return median(
-            sum(value for name, value in sample.items() if name.startswith("memory "))
+            sum(value for name, value in sample.items() if name.startswith(beginning))
             for sample in samples
             if start <= sample["time"] <= start + WINDOW
         )
 
-    first, last = typical(begin), typical(end - WINDOW)
+    (first, last), (anonymous, anonymous_last), (mappings, mappings_last) = (
+        (typical(begin, name), typical(end - WINDOW, name)) for name in ("memory ", "anonymous ", "flows udp")
+    )
     growth = last / first - 1
     return Verdict(
-        f"memory {first:.1f} MiB after {SETTLE:.0f} s, {last:.1f} MiB at the end ({growth:+.1%}, to be below {GROWTH_MAX:.0%})",
+        f"memory {first:.1f} MiB after {SETTLE:.0f} s, {last:.1f} MiB at the end ({growth:+.1%}, to be below {GROWTH_MAX:.0%}); "
+        f"anonymous {anonymous:.1f} and {anonymous_last:.1f} MiB, UDP mappings {mappings:.0f} and {mappings_last:.0f}",
         good=growth < GROWTH_MAX,
     )
 

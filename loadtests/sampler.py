@@ -112,7 +112,10 @@ def decode_metrics(text: str) -> Sample:
 
 
 def _process_figures(status: EngineStatus) -> Iterator[tuple[str, float]]:
-    """Memory in MiB, processor seconds and descriptors of each process of the engine."""
+    """Memory in MiB, processor seconds and descriptors of each process of the engine.
+
+    `memory` is the proportional set size, which moves with who else maps the same libraries; behind `anonymous` there is no file.
+    """
     processes = {"master": (status.pid, status.memory), "http": (status.http_pid, status.http_memory)}
     processes |= {f"worker {worker.index}": (worker.pid, worker.memory) for worker in status.workers}
     for name, (pid, memory) in processes.items():
@@ -122,6 +125,8 @@ def _process_figures(status: EngineStatus) -> Iterator[tuple[str, float]]:
             process = psutil.Process(pid)
             yield f"cpu {name}", sum(process.cpu_times()[:2])
             yield f"fds {name}", process.num_fds()
+            size = process.memory_info()
+            yield f"anonymous {name}", (size.rss - size.shared) / _MIB
 
 
 def write_samples(samples: list[Sample], path: Path) -> None:

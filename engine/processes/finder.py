@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-KNOWN_MAX = 4096
-"""Sockets whose owner is remembered; the one longest unused is forgotten."""
+KNOWN_MAX = 1024
+"""Sockets whose owner is remembered, half a KiB each; the one longest unused is forgotten. Most have long been closed."""
 WAITING_MAX = 1024
 """Sockets that may wait for a walk; beyond it an answer has the user only (process_unknown)."""
 
