@@ -100,20 +100,14 @@ class Door:
         """By one of REASONS."""
         self._guests: dict[asyncio.BaseTransport, _Guest] = {}
         self._buckets = {path: _Bucket(rate) for path, rate in DEAR.items()}
-        self._tasks: list[asyncio.Task[None]] = []
 
-    def open(self, server: web.Server, listeners: Sequence[socket.socket]) -> None:
-        """Accept from now on."""
-        loop = asyncio.get_running_loop()
-        for listener in listeners:
-            listener.setblocking(False)
-            self._tasks.append(loop.create_task(self._accept(server, listener), name="accept"))
-        self._tasks.append(loop.create_task(self._look_again_and_again(), name="door"))
-
-    def close(self) -> None:
-        """Accept no more."""
-        for task in self._tasks:
-            task.cancel()
+    async def run(self, server: web.Server, listeners: Sequence[socket.socket]) -> None:
+        """Accept, until this is cancelled. An error ends it: who cannot accept is not to stay without a word."""
+        async with asyncio.TaskGroup() as tasks:
+            for listener in listeners:
+                listener.setblocking(False)
+                tasks.create_task(self._accept(server, listener), name="accept")
+            tasks.create_task(self._look_again_and_again(), name="door")
 
     async def _accept(self, server: web.Server, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -82,11 +82,14 @@ async def _serve(
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT, keepalive_timeout=IDLE_TIMEOUT)
     await runner.setup()
     assert runner.server is not None, "it is set up"
-    app[DOOR].open(runner.server, listeners)
+    accepting = asyncio.ensure_future(app[DOOR].run(runner.server, listeners))
+    asking = asyncio.ensure_future(engine.run())
     gc.collect()
     gc.freeze()
-    await engine.run()
-    app[DOOR].close()
+    await asyncio.wait((accepting, asking), return_when=asyncio.FIRST_COMPLETED)
+    if accepting.done():
+        accepting.result()  # raises: the master starts another process
+    accepting.cancel()
     await runner.cleanup()
 
 

@@ -42,13 +42,14 @@ async def opened() -> AsyncIterator[tuple[Door, int]]:
     await runner.setup()
     assert runner.server is not None
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        app[DOOR].open(runner.server, [listener])
+        accepting = asyncio.ensure_future(app[DOOR].run(runner.server, [listener]))
         try:
             yield app[DOOR], listener.getsockname()[1]
         finally:
             while _made:
                 _made.pop().close()
-            app[DOOR].close()
+            accepting.cancel()
+            await asyncio.wait((accepting,))
             await runner.cleanup()
 
 
@@ -204,3 +205,19 @@ async def test_few_dear_requests_are_under_way_while_others_wait(monkeypatch: py
         may_answer.set()
         assert await asyncio.gather(*answers) == [200] * 10
         assert most == 2
+
+
+@on_loop
+async def test_a_defect_ends_it_rather_than_leave_nobody_accepting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(door: Door, now: float) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Door, "look", fail)
+    monkeypatch.setattr(module, "LOOK_INTERVAL", 0.01)
+    runner = web.AppRunner(make_app(FakeEngine(answer), Access(secret="")))
+    await runner.setup()
+    assert runner.server is not None
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(ExceptionGroup) as failed:
+        await Door().run(runner.server, [listener])
+    assert failed.group_contains(ZeroDivisionError)
+    await runner.cleanup()
