@@ -64,6 +64,7 @@ def pids(net: Topology, sockets: str, options: str) -> set[int]:
     return {int(part.split(",")[0]) for part in lines.split("pid=")[1:]}
 
 
+@pytest.mark.timeout(300)  # twenty starts of the command, and ss among a thousand flows
 def test_thousand_flows_and_a_download_outlive_twenty_reloads(net: Topology, run_dir: Path, config: ConfigFile) -> None:
     with (
         embedded(net.internet),
