@@ -19,6 +19,7 @@ from shared.privileges import (
     CAP_NET_BIND_SERVICE,
     CAP_SETGID,
     CAP_SETUID,
+    CAP_SYS_NICE,
     CAP_SYS_PTRACE,
     CAP_SYS_RESOURCE,
 )
@@ -39,6 +40,7 @@ MASTER = {
     CAP_SYS_PTRACE: "CAP_SYS_PTRACE",  # which program a flow belongs to (/proc/PID/fd, /proc/PID/exe)
     CAP_DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH",  # the same; configuration files of others
     CAP_SYS_RESOURCE: "CAP_SYS_RESOURCE",  # a guardian asks to be spared when memory runs out
+    CAP_SYS_NICE: "CAP_SYS_NICE",  # and to run before others
 }
 """Number -> name."""
 

@@ -30,6 +30,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number_of_signal, signal.SIG_IGN)
     run_dir = os.path.abspath(run_dir)
     _be_spared()
+    _be_served_first()
     _keep_rights(run_dir)
     os.chdir("/")  # to be in no one's way when a file system is unmounted
     _write(1, "ready")
@@ -56,6 +57,16 @@ def _be_spared() -> None:
             score.write(OOM_SCORE_ADJ_MIN)
     except OSError:
         pass  # without CAP_SYS_RESOURCE we are as likely as others; at 10 MB not very
+
+
+def _be_served_first() -> None:
+    """Ask to run before all that is not real-time (sched(7)): a machine without network waits for us, and may be at its limit."""
+    if sys.platform != "linux":
+        return
+    try:
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except OSError:
+        pass  # not permitted here: it takes its turn with the others
 
 
 def _keep_rights(run_dir: str) -> None:

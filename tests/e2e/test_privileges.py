@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -126,6 +127,18 @@ def test_root_processes_keep_few_capabilities(run_dir: Path) -> None:
             assert capabilities(made.engine.pid, name) == mask(MASTER), name
         assert capabilities(guardian, "CapEff") == mask(GUARDIAN)
         assert capabilities(guardian, "CapBnd") == mask(MASTER)  # a stale one that no_new_privs makes worthless
+
+
+def test_guardian_runs_before_others_and_workers_do_not(run_dir: Path) -> None:
+    if subprocess.run(["chrt", "--rr", "1", "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody be real-time")
+    with bed(run_dir) as made:
+        status = made.engine.status()
+        assert status.guardian_pid is not None
+        assert os.sched_getscheduler(status.guardian_pid) == os.SCHED_RR | os.SCHED_RESET_ON_FORK
+        for pid in (made.engine.pid, status.http_pid, *(worker.pid for worker in status.workers)):
+            assert pid is not None
+            assert os.sched_getscheduler(pid) == os.SCHED_OTHER
 
 
 def test_run_directory_of_somebody_else(run_dir: Path) -> None:
