@@ -55,10 +55,10 @@ class ProxyNames:
             except TimeoutError:
                 pass
             is_failing = self._is_failing.is_set()
+            self._is_failing.clear()  # before the look-up: a proxy that fails from now on may move while it is under way
             await self._check(is_failing=is_failing)
             if is_failing:
                 await asyncio.sleep(FAILING_INTERVAL)
-                self._is_failing.clear()
 
     async def _check(self, *, is_failing: bool) -> None:
         """Look all names up, and follow those that have moved."""

@@ -61,8 +61,8 @@ def _be_spared() -> None:
 
 def _be_served_first() -> None:
     """Ask to run before all that is not real-time (sched(7)): a machine without network waits for us, and may be at its limit."""
-    if sys.platform != "linux":
-        return
+    if not hasattr(os, "sched_setscheduler"):
+        return  # macOS
     try:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except OSError:

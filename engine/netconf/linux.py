@@ -23,6 +23,7 @@ from engine.netconf.plan import (
     Link,
     LinkState,
     NetworkPlan,
+    Route,
     Rule,
     Sysctl,
     plan_addresses,
@@ -99,22 +100,40 @@ def renew(run_dir: Path, *, guard_fd: int | None = None) -> list[str]:
             for change in changes:
                 if isinstance(change, KillSwitch):
                     hosts = tuple(dict.fromkeys((*change.hosts, *bypassing)))
-                    netlink.close_kill_switch(msgspec.structs.replace(change, hosts=hosts))
-            return _make_missing(netlink, changes, journal.owner.index)
+                    netlink.close_kill_switch(msgspec.structs.replace(change, hosts=hosts), journal.owner.index)
+            made, failures = _make_missing(netlink, changes, journal.owner.index)
+            if any(isinstance(change, Route) and change.family == 6 for change in made):
+                _forget_ways(netlink, journal, changes)
+            if failures:
+                raise failures[0]
+            return [name_of(change) for change in made]
 
 
-def _make_missing(netlink: Netlink, changes: list[Change], index: int) -> list[str]:
-    """Goes on after a failure, and raises NetworkError for the first in the end."""
+def _make_missing(netlink: Netlink, changes: list[Change], index: int) -> tuple[list[Change], list[NetworkError]]:
+    """Goes on after a failure."""
     made, failures = [], []
     for change in changes:
         try:
             if netlink.make_if_missing(change, index):
-                made.append(name_of(change))
+                made.append(change)
         except NetworkError as error:
             failures.append(error)
-    if failures:
-        raise failures[0]
-    return made
+    return made, failures
+
+
+def _forget_ways(netlink: Netlink, journal: Journal, changes: list[Change]) -> None:
+    """Let the kernel look again where the packets of each IPv6 socket go. Raises NetworkError.
+
+    It does so when a rule has changed, but not when a route was added (rt_genid_bump_ipv6): a connection that had sent
+    something while the route was missing would go past the proxy until its end. So a rule that does nothing comes and goes.
+    """
+    priorities = [change.priority for change in changes if isinstance(change, Rule) and change.family == 6]
+    if priorities:
+        assert journal.owner is not None
+        passing = Rule(family=6, priority=max(priorities) + 1)
+        number = _make_recorded(netlink, journal, passing, journal.owner.index)
+        netlink.revert(passing, journal.owner.index)
+        journal.settle(number)
 
 
 def undo(run_dir: Path, *, hold: bool = False) -> int:
@@ -201,13 +220,15 @@ def _changes(netlink: Netlink, plan: NetworkPlan, families: list[Family], index:
         yield from plan_rules(plan, family)
 
 
-def _make_recorded(netlink: Netlink, journal: Journal, change: Change, index: int) -> None:
+def _make_recorded(netlink: Netlink, journal: Journal, change: Change, index: int) -> int:
+    """Return the change's number in the journal. Raises NetworkError; then nothing is changed."""
     (number,) = journal.record(change)
     try:
         netlink.make(change, index)
     except NetworkError:
         journal.settle(number)  # undoing it might remove an equal thing of somebody else
         raise
+    return number
 
 
 def _undo_pending(

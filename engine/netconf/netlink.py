@@ -87,20 +87,15 @@ class Netlink:
 
     def routes_of_table(self, family: Family, table: int) -> list[str]:
         """Return the destinations of all routes in `table`."""
-        with IPRoute(
-            strict_check=True
-        ) as strict:  # the kernel itself leaves the other tables out: one may be the internet's
-            try:
-                messages = list(strict.get_routes(family=FAMILIES[family], table=table))
-            except NetlinkError as error:
-                if _errno(error) in _GONE:  # nobody has ever used this table
-                    return []
-                raise NetworkError(f"The route table {table} cannot be read: {os.strerror(_errno(error))}.") from error
-        return [_destination(message) for message in messages]
+        return [_destination(message) for message in _routes(family, table)]
 
-    def close_kill_switch(self, change: KillSwitch) -> None:
-        """Load the kill switch with the prefixes that are local now. Raises NetworkError; then nothing is changed."""
-        destinations = [*self.routes_of_table(4, TABLE_MAIN), *self.routes_of_table(6, TABLE_MAIN)]
+    def close_kill_switch(self, change: KillSwitch, index: int) -> None:
+        """Load the kill switch with the prefixes that are local now. Raises NetworkError; then nothing is changed.
+
+        Those of the tun are not: when it is gone, what is for them would leave.
+        """
+        messages = [*_routes(4, TABLE_MAIN), *_routes(6, TABLE_MAIN)]
+        destinations = [_destination(message) for message in messages if message.get_attr("RTA_OIF") != index]
         kill_switch.close(change, [prefix for prefix in destinations if prefix != "default"], self._lock)
 
     def make(self, change: Change, index: int) -> None:
@@ -148,7 +143,7 @@ class Netlink:
     def _make(self, change: Change, index: int) -> None:
         match change:
             case KillSwitch():
-                self.close_kill_switch(change)
+                self.close_kill_switch(change, index)
             case Rule():
                 self._route.rule("add", **_rule_request(change))
             case Route():
@@ -197,6 +192,17 @@ class Netlink:
         messages = list(self._route.get_rules(family=FAMILIES[family]))
         # A kernel without IPv6 answers for IPv6 with the rules of other families.
         return [message for message in messages if message["family"] == FAMILIES[family]]
+
+
+def _routes(family: Family, table: int) -> list[Any]:
+    # In strict mode the kernel itself leaves the other tables out: one may be the internet's.
+    with IPRoute(strict_check=True) as strict:
+        try:
+            return list(strict.get_routes(family=FAMILIES[family], table=table))
+        except NetlinkError as error:
+            if _errno(error) in _GONE:  # nobody has ever used this table
+                return []
+            raise NetworkError(f"The route table {table} cannot be read: {os.strerror(_errno(error))}.") from error
 
 
 def _address_request(change: Address, index: int) -> dict[str, Any]:

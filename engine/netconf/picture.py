@@ -49,7 +49,7 @@ class Picture(NamedTuple):
     ways_out: dict[int, WayOut]
     """Of IPv4 and IPv6, where there is one."""
     local: frozenset[str]
-    """Destinations of the main table other than the default route."""
+    """Destinations of the main table other than the default route and what leads into the tun."""
     mtu: int
     """Of the tun."""
 
@@ -79,7 +79,9 @@ def read_picture(tun: int) -> Picture:
             if index != tun and link.name != "lo"
         },
         ways_out=dict(_ways_out(routes, links, tun)),
-        local=frozenset(route.destination for route in routes if route.destination != "default"),
+        local=frozenset(
+            route.destination for route in routes if route.destination != "default" and route.interface != tun
+        ),
         mtu=links[tun].mtu if tun in links else 0,
     )
 

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.e2e
 
 LAN_V4, LAN_V6 = "192.0.2.50", "2001:db8:1::50"  # another machine on the client's link
 TARGETS = [TARGET_V4, TARGET_V6]
+BEHIND_THE_TUN = ["198.18.0.2", "fdfe:dcba:9876::2"]  # its own networks, such as its name server
 REFUSED = {errno.EHOSTUNREACH, errno.EACCES, errno.ECONNREFUSED}  # how ICMP "administratively prohibited" reads
 PROXY = f"socks5://{PROXY_V4}:1080"
 
@@ -70,9 +71,9 @@ def leaves(net: Topology, host: str) -> bool:
         return True
 
 
-def datagram_leaves(net: Topology, host: str) -> bool:
+def datagram_leaves(net: Topology, host: str, port: int = 53) -> bool:
     with udp_socket(net.client, "::" if ":" in host else "0.0.0.0") as sender:
-        sender.connect((host, 53))
+        sender.connect((host, port))
         try:
             sender.send(b"a question")
         except OSError as error:
@@ -121,6 +122,8 @@ def test_crash_lets_nothing_out_until_it_is_opened(
         for host in TARGETS:
             assert not leaves(net, host)
             assert not datagram_leaves(net, host)
+        for host in BEHIND_THE_TUN:
+            assert not datagram_leaves(net, host, 5353)
         assert net.direct_packets() == 0
         assert "undone" in net.client.run(*ENGINE, how_it_opens, "--run-dir", str(run_dir))
         assert datagram_leaves(net, TARGET_V4)

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.e2e
 HERE, THERE = "192.0.3.2", "192.0.3.1"
 TIMEOUT = 60.0  # seconds
 DISTANT_LAN = "10.77.0.1"
+TUN_NETWORK = "198.18.0.0/30"
 
 
 @contextmanager
@@ -133,18 +134,34 @@ REMOVALS = {
     "the workers' exemption": "ip rule del priority 9000; ip -6 rule del priority 9000",
     "all rules": f"{ALL_RULES.format('-4')}; {ALL_RULES.format('-6')}",
     "the table": "ip route flush table 2022; ip -6 route flush table 2022",
+    "both tables": "for t in 2022 2023; do ip route flush table $t; ip -6 route flush table $t; done",
     "the addresses": "ip addr flush dev tl0",
 }
 
 
 @pytest.mark.parametrize("removal", REMOVALS)
 def test_what_another_program_removes_is_made_again(net: Topology, run_dir: Path, removal: str) -> None:
-    options = ("--interface", "tl0")
-    with embedded(net.internet) as url, running_engine(net.client, run_dir, *options, proxy=url) as engine:
+    """And flows that have sent past the proxy meanwhile do so no more: the kernel remembers the way of each socket."""
+    with (
+        embedded(net.internet) as url,
+        running_engine(net.client, run_dir, "--interface", "tl0", proxy=url) as engine,
+        listening(net, TARGET_V4) as server_v4,
+        listening(net, TARGET_V6) as server_v6,
+    ):
+        flows = [flow(net, server) for server in (server_v4, server_v6)]
         before = network_of(net)
+        net.refuse_direct()
         net.client.run("sh", "-ec", REMOVALS[removal])
+        for app, _ in flows:
+            app.sendall(b"meanwhile")
         wait_for(engine, "made_again", "another program had removed")
         wait_until(lambda: network_of(net) == before, TIMEOUT, what="the rules, routes and addresses of before")
+        direct = net.direct_packets()
+        for app, peer in flows:
+            with app, peer:
+                app.sendall(b" and after")
+                assert receive(peer, 19) == b"meanwhile and after"
+        assert net.direct_packets() == direct
         carries(net, TARGET_V4, TARGET_V6)
         assert engine.status().network.counts["conflict"] == 0
 
@@ -229,6 +246,7 @@ def test_kill_switch_learns_new_local_networks_at_once_and_forgets_old_ones(net:
         assert peer.getpeername()[0] == CLIENT_V4, "straight, as before"
         for sock in (app, peer):
             sock.close()
+        assert TUN_NETWORK not in passed(net), "when the tun is gone, it would leave"
         net.client.run("ip", "route", "del", "10.77.0.0/16")
         wait_for(engine, "local_networks_changed", "10.77.0.0/16 removed")
         wait_until(lambda: "10.77.0.0/16" not in passed(net), TIMEOUT, what="the network out of the kill switch")
@@ -253,6 +271,7 @@ def test_kill_switch_that_another_program_removes_is_closed_again(net: Topology,
         net.client.run(*how.split())
         wait_for(engine, "made_again", "removed the kill switch")
         wait_until(lambda: table(net) == rules, TIMEOUT, what="the kill switch")
+        assert TUN_NETWORK not in passed(net)
         carries(net, TARGET_V4)
         assert engine.status().network.counts["made_again"] == 1, "and not again because of that"
 

@@ -108,8 +108,8 @@ def test_proxy_whose_name_has_moved_is_followed_and_let_out_beside_the_tun(
             assert reaches(net, server)
             first.close()
             assert not reaches(net, server)
-            hosts.write_text(f"{elsewhere} proxy.example\n")
             assert net.client.route_to(elsewhere)["dev"] == "tun0"
+            hosts.write_text(f"{elsewhere} proxy.example\n")
             wait_until(lambda: reaches(net, server), 30, what="the proxy at its new address")
             assert net.client.route_to(elsewhere)["dev"] == "uplink"
             assert f"the proxy proxy.example has moved to {elsewhere}: new flows go there" in engine.log

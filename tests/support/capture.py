@@ -20,7 +20,7 @@ _BUFFER = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Packet:
-    """One IP packet. Ports are 0 for what has none."""
+    """One IP packet. Ports are 0 for what has none; of ICMP they are type and code."""
 
     protocol: int
     source: str
@@ -93,6 +93,8 @@ def _parse(data: bytes, ethertype: int, leaves: bool) -> Packet | None:
     ports = (0, 0)
     if protocol in (6, 17) and len(data) >= at + 4:
         ports = int.from_bytes(data[at : at + 2], "big"), int.from_bytes(data[at + 2 : at + 4], "big")
+    elif protocol in (1, 58) and len(data) >= at + 2:
+        ports = data[at], data[at + 1]
     ends = socket.inet_ntop(family, source), ports[0], socket.inet_ntop(family, destination), ports[1]
     opens = protocol == 6 and len(data) > at + 13 and data[at + 13] & 0x12 == 0x02
     return Packet(protocol, *ends, leaves, opens)

@@ -19,7 +19,7 @@ def test_leaks_of_every_kind_are_found() -> None:
     assert check.leaks() == []
     with namespace("left") as left:
         assert check.leaks() == [f"namespace {left.name}"]
-    with closing(Pool.create(PoolLayout(workers=1, slots=2, ring_entries=2))) as pool:
+    with closing(Pool.create(PoolLayout(places=1, slots=2, ring_entries=2))) as pool:
         assert f"packet pool of the test itself: fd {pool.fd}" in check.leaks()
     arguments = [sys.executable, "-c", "input()"]
     tagged = os.environ | {TAG_VARIABLE: check.tag}
