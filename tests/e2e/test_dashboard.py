@@ -52,8 +52,9 @@ def test_zashboard_shows_closes_and_switches(
     net: Topology, run_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("dashboard")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)  # the HTTP process is nobody
+    for parent in (folder, *folder.parents):  # the HTTP process is nobody
+        if parent.stat().st_mode & 0o777 == 0o700:
+            parent.chmod(0o755)
     ui = unpack_dashboard(folder / "ui")
     config = CONFIG | {"experimental": {"clash_api": {"external_controller": "127.0.0.1:9090", "external_ui": str(ui)}}}
     (folder / "config.json").write_text(json.dumps(config))
