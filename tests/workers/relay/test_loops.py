@@ -63,6 +63,31 @@ def test_many_flows_without_answer_are_told_and_admitted() -> None:
     assert len(watch.told) == 1, "not before the next look"
 
 
+@pytest.mark.parametrize("others", [0, 1000])
+def test_burst_is_told_at_once_and_before_anything_was_asked(others: int) -> None:
+    watch = Watch()
+    for number in range(others):
+        watch.admits(flow(number, bytes((10, 0, number >> 8, number & 255))), 0.0)
+    for number in range(SUSPICIOUS):
+        assert watch.told == []
+        new = flow(number, started_at=0.1)
+        assert watch.admits(new, 0.1)
+        new.is_dialing = False
+    assert [(told.destination, told.is_cut) for told in watch.told] == [(HOST, False)]
+
+
+def test_burst_of_connections_that_stay_silent_is_no_circle() -> None:
+    watch = Watch()
+    for number in range(2 * CERTAIN):
+        idle = flow(number)
+        idle.is_dialing = False
+        assert watch.admits(idle, 0.0)
+    watch.told.clear()
+    for after in range(10):
+        assert watch.admits(flow(0, started_at=CERTAIN_AFTER + after), CERTAIN_AFTER + after)
+    assert watch.told == []
+
+
 def test_one_answer_clears_the_destination() -> None:
     watch = Watch()
     watch.fill(SUSPICIOUS - 1)
