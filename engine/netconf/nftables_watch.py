@@ -5,13 +5,12 @@ numbers: include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h.
 """
 
 import asyncio
-import errno
 import socket
 import struct
 from collections.abc import Callable
 
 from engine.netconf.kill_switch import TABLE
-from engine.netconf.rtnetlink import REPLY_MAX, read_attributes, split_messages
+from engine.netconf.rtnetlink import read_attributes, read_waiting, split_messages
 
 __all__ = ["NftablesWatch"]
 
@@ -25,8 +24,6 @@ DELTABLE, DELCHAIN, NEWRULE, DELRULE, NEWGEN = 2, 5, 6, 8, 15
 NFTA_TABLE_NAME = 1
 """NFTA_CHAIN_TABLE and NFTA_RULE_TABLE are the same."""
 NFPROTO_INET = 1
-BATCH = 64
-"""Messages read before the loop may serve other descriptors."""
 _GENERIC = struct.Struct("=BBH")  # struct nfgenmsg: family, version, resource
 
 
@@ -49,18 +46,12 @@ class NftablesWatch:
         self._socket.close()
 
     def _on_readable(self) -> None:
-        for _ in range(BATCH):
-            try:
-                data = self._socket.recv(REPLY_MAX)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # some were lost, in a storm of them
-                    raise
+        for data in read_waiting(self._socket):
+            if data is None:
                 self._on_lost()  # perhaps
-                continue
-            for kind, body in split_messages(data):
-                self._take(kind, body)
+            else:
+                for kind, body in split_messages(data):
+                    self._take(kind, body)
 
     def _take(self, kind: int, body: bytes) -> None:
         subsystem, message = divmod(kind, 256)

@@ -29,6 +29,7 @@ __all__ = [
     "dump",
     "parse",
     "read_attributes",
+    "read_waiting",
     "split_messages",
 ]
 
@@ -51,6 +52,8 @@ SOL_NETLINK = 270
 GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
 """RTMGRP_LINK; _IFADDR, _ROUTE and _RULE of IPv4 and IPv6: for bind()."""
 REPLY_MAX = 256 * 1024  # bytes; the kernel's parts are smaller
+BATCH = 64
+"""Datagrams read before the loop may serve other descriptors."""
 
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length with header, type, flags, sequence, port
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, changed flags
@@ -174,6 +177,19 @@ def _is_end(data: bytes) -> bool:
         if kind == NLMSG_DONE:
             return True
     return False
+
+
+def read_waiting(sock: socket.socket) -> Iterator[bytes | None]:
+    """Give what waits at a netlink socket, at most BATCH datagrams; None where the kernel had to drop some. Raises OSError."""
+    for _ in range(BATCH):
+        try:
+            yield sock.recv(REPLY_MAX)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            yield None
 
 
 def split_messages(data: bytes) -> Iterator[tuple[int, bytes]]:

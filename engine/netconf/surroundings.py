@@ -5,7 +5,6 @@ else a message only says that it is time to look, DEBOUNCE seconds later, and wh
 """
 
 import asyncio
-import errno
 import logging
 import socket
 from collections import Counter
@@ -16,7 +15,6 @@ from engine.netconf.picture import Picture, read_picture
 from engine.netconf.plan import TABLE_MAIN, Bypass, NetworkPlan, socket_table
 from engine.netconf.rtnetlink import (
     GROUPS,
-    REPLY_MAX,
     RTM_DELADDR,
     RTM_DELROUTE,
     RTM_DELRULE,
@@ -28,6 +26,7 @@ from engine.netconf.rtnetlink import (
     RuleMessage,
     dump,
     parse,
+    read_waiting,
 )
 from engine.netconf.rules import RULE_COUNT
 from engine.netconf.throw import PROTOCOL, RTN_THROW
@@ -39,8 +38,6 @@ log = logging.getLogger(__name__)
 DEBOUNCE = 0.2  # seconds
 REST = 20
 """A look that takes long (a router has a million routes) is followed by a rest this many times as long."""
-BATCH = 64
-"""Messages read before the loop may serve other descriptors."""
 
 Rules = Counter[tuple[int, int]]
 """How many rules there are of each family and priority."""
@@ -107,20 +104,14 @@ class SurroundingsWatch:
             await asyncio.wait([self._look_task])
 
     def _on_readable(self) -> None:
-        for _ in range(BATCH):
-            try:
-                data = self._socket.recv(REPLY_MAX)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # some were lost, in a storm of them
-                    raise
-                self._lost = self._dirty = self._rules_dirty = True  # any of them may have been
+        for data in read_waiting(self._socket):
+            if data is None:
+                self._lost = self._dirty = self._rules_dirty = True  # what was dropped may have been any of them
             else:
                 for kind, message in parse(data):
                     self._take(kind, message)
-            if self._lost or self._bypasses or self._dirty or self._rules_dirty:
-                self._look_soon()
+        if self._lost or self._bypasses or self._dirty or self._rules_dirty:
+            self._look_soon()
 
     def _take(self, kind: int, message: Message) -> None:
         match message:

@@ -13,7 +13,7 @@ import pytest
 from engine.requests import OutboundHealth
 from tests.support.engine import Engine, running_engine
 from tests.support.netns import OTHER_TARGET_V4, PROXY_V4, TARGET_V4, Topology, wait_until
-from tests.support.sockets import flow, listening, pseudo_random, receive
+from tests.support.sockets import flow, listening, pseudo_random, reaches, receive
 from tests.support.upstreams import embedded, targets
 
 pytestmark = pytest.mark.e2e
@@ -46,17 +46,6 @@ def engine_with(
 
 def health(engine: Engine, tag: str) -> OutboundHealth:
     return next(outbound for outbound in engine.status().outbounds if outbound.tag == tag)
-
-
-def reaches(net: Topology, server: socket.socket) -> bool:
-    """Whether a new flow comes to the server; it is asked for an answer."""
-    try:
-        app, peer = flow(net, server)
-    except OSError:
-        return False
-    with app, peer:
-        app.sendall(b"hello")
-        return receive(peer, 5) == b"hello"
 
 
 def swallow(net: Topology, host: str) -> None:

@@ -1,7 +1,6 @@
 """Every kind of proxy: an application that knows nothing of it reaches TCP and UDP servers, or is refused honestly."""
 
 import hashlib
-import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from tests.support import upstreams
 from tests.support.engine import running_engine
 from tests.support.netns import PROXY_V4, TARGET_V4, TARGET_V6, Topology, wait_until
-from tests.support.sockets import flow, listening, receive, udp_socket
+from tests.support.sockets import listening, reaches, udp_socket
 from tests.support.upstreams import Upstream, needs, targets
 
 pytestmark = pytest.mark.e2e
@@ -113,14 +112,3 @@ def test_proxy_whose_name_has_moved_is_followed_and_let_out_beside_the_tun(
             wait_until(lambda: reaches(net, server), 30, what="the proxy at its new address")
             assert net.client.route_to(elsewhere)["dev"] == "uplink"
             assert f"the proxy proxy.example has moved to {elsewhere}: new flows go there" in engine.log
-
-
-def reaches(net: Topology, server: socket.socket) -> bool:
-    """Whether an application reaches a server."""
-    try:
-        app, peer = flow(net, server)
-    except OSError:
-        return False
-    with app, peer:
-        app.sendall(b"hello")
-        return receive(peer, 5) == b"hello"

@@ -20,6 +20,7 @@ __all__ = [
     "flow",
     "listening",
     "pseudo_random",
+    "reaches",
     "receive",
     "receive_until_eof",
     "reset",
@@ -69,6 +70,17 @@ def flow(net: Topology, server: socket.socket) -> tuple[socket.socket, socket.so
     """Open one flow from the client to `server`; return both ends: the application's and the peer's."""
     app = connect(net.client, server.getsockname())
     return app, _prepared(server.accept()[0])
+
+
+def reaches(net: Topology, server: socket.socket) -> bool:
+    """Whether a new flow from the client comes to `server`, and what is sent on it."""
+    try:
+        app, peer = flow(net, server)
+    except OSError:
+        return False
+    with app, peer:
+        app.sendall(b"hello")
+        return receive(peer, 5) == b"hello"
 
 
 @contextmanager

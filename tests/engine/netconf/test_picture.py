@@ -6,7 +6,18 @@ import struct
 import pytest
 
 from engine.netconf.picture import Interface, Picture, WayOut, differences, read_picture
-from engine.netconf.rtnetlink import RTM_GETROUTE, RTM_GETRULE, RTM_NEWROUTE, RouteMessage, RuleMessage, dump, parse
+from engine.netconf.rtnetlink import (
+    GROUPS,
+    RTM_GETROUTE,
+    RTM_GETRULE,
+    RTM_NEWADDR,
+    RTM_NEWROUTE,
+    RouteMessage,
+    RuleMessage,
+    dump,
+    parse,
+    read_waiting,
+)
 from engine.netconf.throw import RTN_THROW
 from tests.support.netns import CLIENT_V4, CLIENT_V6, PROXY_V4, PROXY_V6, Namespace, Topology, ip
 
@@ -56,6 +67,22 @@ def test_dump_of_one_table_and_of_rules(client: Namespace) -> None:
         rules = dump(RTM_GETRULE)
     assert [rule for rule in rules if isinstance(rule, RuleMessage) and rule.priority == 9003] == [RuleMessage(6, 9003)]
     assert RuleMessage(4, 0) in rules
+
+
+@pytest.mark.e2e
+def test_messages_that_the_kernel_had_to_drop_are_told(client: Namespace) -> None:
+    with (
+        client.entered(),
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE) as watching,
+    ):
+        watching.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the kernel's least
+        watching.bind((0, GROUPS))
+        for last in range(1, 60):
+            ip("addr", "add", f"10.1.1.{last}/32", "dev", "uplink")
+        found = list(read_waiting(watching))
+        assert None in found
+        assert any(kind == RTM_NEWADDR for data in found if data is not None for kind, _ in parse(data))
+        assert list(read_waiting(watching)) == [], "and once"
 
 
 def test_router_of_the_other_family() -> None:
